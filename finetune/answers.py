@@ -1,0 +1,77 @@
+"""The command that asks a model about videos: prints the answers and writes them down.
+
+Owns the output: a line a video, `predictions.json`, and a strip of frames a video. How an answer is
+made is `predictor.py`.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import tyro
+
+from finetune.predictor import Prediction
+from finetune.predictor_package import stream_predictions
+from launch.job import command, write_json
+from launch.registry import fetch
+from launch.store import store_uri
+from launch.tracking import TrackingConfig
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """A model and videos."""
+
+    model: tyro.conf.Positional[str]
+    """`models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder with a packaged model."""
+    videos: tyro.conf.Positional[tuple[str, ...]]
+    """Video files."""
+    out: str = "runs/prediction"
+    """Folder for `predictions.json` and the pictures."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Only `uri` is read: the store of a `models:/` name."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line of `launch/predict.py`; 1 where no video could be used."""
+    config = tyro.cli(PredictConfig, prog="launch/predict.py", description=__doc__, args=list(argv))
+    return command(lambda: run(config))
+
+
+def run(config: PredictConfig) -> list[Prediction]:
+    """Ask, print, write. Raises ValueError where not one video could be used."""
+    if not config.videos:
+        raise ValueError("no video was named: launch/predict.py MODEL VIDEO …")
+    missing = [video for video in config.videos if not Path(video).expanduser().is_file()]
+    if missing:
+        raise FileNotFoundError(f"no such video: {', '.join(missing)}")
+    out = Path(config.out).expanduser().absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    model = fetch(config.model, uri=store_uri(config.tracking.uri, str(out)), into=out / "model")
+    answers = []
+    for answer in stream_predictions(model, config.videos, pictures=True):
+        show(answer)
+        if answer.picture is not None:
+            (out / f"{len(answers):03d}_{Path(answer.video).stem}.png").write_bytes(answer.picture)
+        answers.append(answer)
+    write_json(out / "predictions.json", [plain(answer) for answer in answers])
+    if all(answer.reason for answer in answers):
+        raise ValueError(f"none of the {len(answers)} videos could be used; see the reasons above")
+    return answers
+
+
+def show(answer: Prediction) -> None:
+    """One line for people."""
+    if answer.reason is not None:
+        print(f"{answer.video}: {answer.reason}; {answer.action}", file=sys.stderr)
+        return
+    ranked = sorted((answer.probabilities or {}).items(), key=lambda item: -item[1])
+    shares = ", ".join(f"{label} {share:.0%}" for label, share in ranked[:3])
+    peak = max(zip(answer.importance, answer.times, strict=True))[1]
+    print(f"{answer.video}: {shares}; the most important frame is at {peak:.2f} s")
+
+
+def plain(answer: Prediction) -> dict:
+    """An answer as JSON values, without its picture, which lies beside."""
+    return {name: value for name, value in asdict(answer).items() if name != "picture"}

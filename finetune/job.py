@@ -1,0 +1,216 @@
+"""A fine-tuning job: labelled shards and an encoder in, a registered classifier out.
+
+Owns what the driver checks before it starts, what each worker builds, and which step's weights are
+kept. The loop is `launch/engine.py`, the network `models/`, the objective `task.py`.
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.metrics import ClassificationMeter
+from finetune.models.classifier import Classifier
+from finetune.pictures import confusion_matrix_picture
+from finetune.predictor import PredictorConfig, save_predictor
+from finetune.predictor_package import package
+from finetune.recipes import RECIPES, FinetuneConfig
+from finetune.task import ClassifyTask
+from launch.checkpoint import Checkpoints, fp32_state
+from launch.cluster import WorkerContext
+from launch.config import absolute_paths, from_dict, parse, to_dict
+from launch.engine import evaluate, fit
+from launch.job import attached, command, drive, summarise
+from launch.registry import fetch, register_predictor
+from launch.task import Tracker
+from launch.tracking import RunHandle, store_uri
+from shards.ledger import Ledger
+from shards.stream import ClipStream, open_clips
+
+SELECTED_BY = "uar"  # the figure on the validation split that picks the best step
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line of `launch/finetune.py`."""
+    about = "Fine-tune a video transformer for expression recognition."
+    return command(lambda: run(parse(RECIPES, argv, prog="launch/finetune.py", description=about)))
+
+
+def run(config: FinetuneConfig) -> dict[str, Any]:
+    """Check everything that can be checked here, then train on the cluster; returns the summary."""
+    config = absolute_paths(config, "data.shards", "cluster.output")
+    world = max(1, config.cluster.workers)
+    if config.validation_split is not None:
+        open_split(config, config.validation_split, rank=0, world=world).close()
+    with closing(open_train(config, rank=0, world=world)) as stream:
+        steps = config.run.total_steps(stream.steps_per_epoch)
+        print(f"{stream.samples} clips of {len(stream.labels)} classes, {steps} steps")
+    if config.init is not None:
+        uri = store_uri(config.tracking.uri, config.cluster.output)
+        local = fetch(config.init, uri=uri, into=Path(config.cluster.output) / "init")
+        config = replace(config, init=str(local))
+    inputs = {f"manifest_{i}": Path(d, "manifest.json") for i, d in enumerate(config.data.shards)}
+    return drive(
+        train,
+        config,
+        seed=config.run.seed,
+        inputs=inputs,
+        publish=lambda *args: publish(config, *args),
+    )
+
+
+def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """One worker: build, fit, and on rank 0 write the classifier that was selected."""
+    config = from_dict(FinetuneConfig, payload["config"])
+    torch.manual_seed(config.run.seed)
+    output = Path(config.cluster.output)
+    with (
+        attached(payload, context) as tracker,
+        closing(open_train(config, rank=context.rank, world=context.world)) as probe,
+    ):
+        task = build(config, probe.labels, verbose=context.rank == 0)
+        best = Best(config, output / "best", probe.labels, payload["origin"])
+        ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
+        summary = fit(
+            task,
+            lambda step: open_train(
+                config, rank=context.rank, world=context.world, start_step=step, ledger=ledger
+            ),
+            config.run,
+            tracker=tracker,
+            checkpoints=Checkpoints(
+                output / "checkpoints",
+                keep=config.run.keep_checkpoints,
+                model=to_dict(config)["encoder"] | {"labels": list(probe.labels)},
+            ),
+            context=context,
+            total_steps=config.run.total_steps(probe.steps_per_epoch),
+            evaluators=[best.evaluator(tracker, context)],
+        )
+        if context.rank == 0:
+            best.write(output / "last", task, summary.steps, selection="last")
+    return summarise(summary) | best.chosen()
+
+
+def build(config: FinetuneConfig, labels: Sequence[str], *, verbose: bool) -> ClassifyTask:
+    """The task, its encoder from `config.init` or from random weights."""
+    if config.init is None:
+        model = Classifier(config.encoder, num_classes=len(labels))
+    else:
+        model, report = Classifier.from_encoder(
+            config.init, config.encoder, num_classes=len(labels)
+        )
+        if verbose:
+            print(f"encoder from {config.init}: {report}")
+    return ClassifyTask(model, config.mixing, layer_decay=config.layer_decay)
+
+
+class Best:
+    """Keeps the weights of the best step on the validation split, on disk, across restarts."""
+
+    def __init__(
+        self, config: FinetuneConfig, folder: Path, labels: Sequence[str], origin: dict[str, str]
+    ):
+        self.config, self.folder, self.labels, self.origin = config, folder, labels, origin
+
+    def evaluator(self, tracker: Tracker, context: WorkerContext):
+        """What the engine calls when an evaluation is due."""
+
+        def measure(task: ClassifyTask, step: int) -> dict[str, float]:
+            split = self.config.validation_split
+            if split is None:
+                return {}
+            meter = ClassificationMeter(len(self.labels), self.labels)
+            with closing(
+                open_split(self.config, split, rank=context.rank, world=context.world)
+            ) as stream:
+                found = evaluate(
+                    task, stream, meter, context=context, precision=self.config.run.precision
+                )
+            if context.rank == 0:
+                image = confusion_matrix_picture(meter.confusion, self.labels)
+                tracker.figure(f"confusion_{split}", image, step)
+                if self.score() is None or found[SELECTED_BY] > self.score():
+                    self.write(
+                        self.folder,
+                        task,
+                        step,
+                        selection=f"best {SELECTED_BY} on {split}",
+                        score=found[SELECTED_BY],
+                    )
+            return {f"{split}/{name}": value for name, value in found.items()}
+
+        return measure
+
+    def score(self) -> float | None:
+        """The best figure so far; None before the first."""
+        origin = self.folder / "provenance.json"
+        return json.loads(origin.read_text())["score"] if origin.is_file() else None
+
+    def write(
+        self, folder: Path, task: ClassifyTask, step: int, *, selection: str, score=None
+    ) -> None:
+        """Everything that the predictor needs, with how it was selected."""
+        origin = {**self.origin, "step": step, "selection": selection, "score": score}
+        predictor = PredictorConfig.of(
+            encoder=self.config.encoder, data=self.config.data, labels=tuple(self.labels)
+        )
+        save_predictor(folder, fp32_state(task.model), predictor, origin)
+
+    def chosen(self) -> dict[str, Any]:
+        """Which weights are published: the best on validation, or without one the last."""
+        name = "best" if self.score() is not None else "last"
+        return {"predictor": str(self.folder.with_name(name)), "selection": name}
+
+
+def open_train(
+    config: FinetuneConfig, *, rank: int, world: int, start_step: int = 0, ledger=None
+) -> ClipStream:
+    """The training clips of one rank. Raises ValueError where they have no labels."""
+    stream = open_clips(
+        config.data,
+        global_batch=config.run.global_batch,
+        micro_batch=config.run.micro_batch,
+        rank=rank,
+        world=world,
+        start_step=start_step,
+        train=True,
+        ledger=ledger,
+    )
+    if len(stream.labels) < 2:
+        stream.close()
+        raise ValueError(
+            f"{', '.join(config.data.shards)}: fine-tuning needs at least two labels, found "
+            f"{list(stream.labels)}; ingest again with --annotations and a label column"
+        )
+    return stream
+
+
+def open_split(config: FinetuneConfig, split: str, *, rank: int, world: int) -> ClipStream:
+    """Each clip of a split once, with its views."""
+    return open_clips(
+        replace(config.data, split=split),
+        global_batch=config.run.global_batch,
+        micro_batch=config.run.micro_batch,
+        rank=rank,
+        world=world,
+        train=False,
+        ledger=None,
+    )
+
+
+def publish(
+    config: FinetuneConfig, handle: RunHandle, output: Path, summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Log the selected model, and register it where a name was given for it."""
+    version = register_predictor(
+        handle,
+        package(summary["predictor"], output / "model"),
+        name=config.tracking.register,
+        alias=config.tracking.alias,
+    )
+    return {"model": version.uri}

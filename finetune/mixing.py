@@ -1,0 +1,94 @@
+"""Mixup and CutMix of labelled clips, and the soft targets they make.
+
+Owns the mixing of a batch on its device. It knows no model and no loss.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """How training clips are mixed in pairs."""
+
+    mixup: float = 0.8
+    """Beta parameter of mixup (arXiv 1710.09412); 0 turns it off."""
+    cutmix: float = 1.0
+    """Beta parameter of CutMix (arXiv 1905.04899); 0 turns it off."""
+    probability: float = 1.0
+    """Share of the batches that are mixed."""
+    cutmix_share: float = 0.5
+    """Where both are on: the share of mixed batches that take CutMix."""
+    label_smoothing: float = 0.1
+    """Mass moved from the label to all classes alike."""
+
+    def __post_init__(self) -> None:
+        for name in ("probability", "cutmix_share", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must lie between 0 and 1")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 (off) or positive")
+
+
+def mix(
+    pixels: Tensor, labels: Tensor, weights: Tensor, seeds: Tensor, *, classes: int, mix: MixConfig
+) -> tuple[Tensor, Tensor]:
+    """Mix each clip with a partner of its batch.
+
+    Args:
+        pixels: [B, C, T, h, w], floating point.
+        labels: [B], int64; -1 where unknown (its weight must be 0).
+        weights: [B]; clips of weight 0 (failed or padding) are nobody's partner.
+        seeds: [B], int64; the random choices derive from them.
+        classes: number of classes.
+        mix: what is mixed.
+
+    Returns:
+        Mixed pixels [B, C, T, h, w] and soft targets [B, classes] in float32, rows summing to 1.
+    """
+    smooth = mix.label_smoothing / classes
+    targets = functional.one_hot(labels.clamp(min=0), classes).float()
+    targets = targets * (1 - mix.label_smoothing) + smooth
+    generator = torch.Generator().manual_seed(int(seeds[0]) & (2**63 - 1)) if len(seeds) else None
+    valid = (weights > 0).nonzero().squeeze(1)
+    enabled = mix.mixup > 0 or mix.cutmix > 0
+    if not enabled or len(valid) < 2 or _uniform(generator) >= mix.probability:
+        return pixels, targets
+    partner = torch.arange(len(labels), device=labels.device)
+    partner[valid] = valid.roll(1)
+    cut = mix.cutmix > 0 and (mix.mixup == 0 or _uniform(generator) < mix.cutmix_share)
+    if cut:
+        pixels, kept = _paste(pixels, partner, _beta(mix.cutmix, generator), generator)
+    else:
+        kept = _beta(mix.mixup, generator)
+        pixels = pixels * kept + pixels[partner] * (1 - kept)
+    return pixels, targets * kept + targets[partner] * (1 - kept)
+
+
+def _paste(
+    pixels: Tensor, partner: Tensor, kept: float, generator: torch.Generator | None
+) -> tuple[Tensor, float]:
+    """Paste one box of the partner, through all frames; returns the share really kept."""
+    h, w = pixels.shape[-2:]
+    side = (1 - kept) ** 0.5
+    y, x = int(_uniform(generator) * h), int(_uniform(generator) * w)
+    top, bottom = max(0, y - int(h * side) // 2), min(h, y + int(h * side) // 2)
+    left, right = max(0, x - int(w * side) // 2), min(w, x + int(w * side) // 2)
+    mixed = pixels.clone()
+    mixed[..., top:bottom, left:right] = pixels[partner][..., top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (h * w)
+
+
+def _uniform(generator: torch.Generator | None) -> float:
+    return float(torch.rand((), generator=generator))
+
+
+def _beta(concentration: float, generator: torch.Generator | None) -> float:
+    """A draw of Beta(a, a) from two Gamma draws, so that the generator alone decides."""
+    rates = torch.full((2,), concentration, dtype=torch.float64)
+    first, second = torch._standard_gamma(rates, generator=generator).tolist()
+    return first / (first + second)

@@ -1,0 +1,78 @@
+"""The registered model's entry point, executed by MLflow when the model is loaded.
+
+MLflow keeps this file as source (no pickle) and calls `load_context` and `predict`. Everything else
+is `predictor.py`, shipped beside it.
+"""
+
+import base64
+import binascii
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from finetune.predictor import Prediction, Predictor, Video
+
+EMBEDDED = "data:"  # data:video/mp4;base64,… as in RFC 2397
+
+
+class ExpressionModel(PythonModel):
+    """Videos in, one answer a video out."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        self.predictor = Predictor.load(context.artifacts["predictor"])
+
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride] (declared as -> None there)
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict | None = None
+    ) -> list[dict[str, Any]]:
+        """Answer.
+
+        Args:
+            model_input: column `video`, or a single column: paths on this machine, bytes of files,
+                or "data:video/mp4;base64,…".
+            params: `pictures`: whether to add a PNG of the frames (base64) to each answer.
+
+        Returns:
+            `finetune.predictor.Prediction` as JSON values, in the order of the rows.
+        """
+        pictures = bool(params and params["pictures"])
+        return [self._answer(given, pictures) for given in _column(model_input)]
+
+    def _answer(self, given: Video, pictures: bool) -> dict[str, Any]:
+        try:
+            video = _decoded(given)
+        except ValueError as error:
+            return _json(Prediction("data", reason=str(error), action="send it again"))
+        return _json(next(self.predictor.predict([video], pictures=pictures)))
+
+
+def _column(table: pd.DataFrame) -> list[Video]:
+    if "video" not in table and len(table.columns) != 1:
+        raise ValueError(
+            f"the table has columns {list(table.columns)}; pass the videos in a column `video`"
+        )
+    cells = table["video"] if "video" in table else table.iloc[:, 0]
+    # {"video": [a, b]} arrives as one cell that holds the list.
+    return [v for cell in cells for v in (cell if isinstance(cell, list | tuple) else [cell])]
+
+
+def _decoded(given: Video) -> Video:
+    if not isinstance(given, str | bytes):
+        raise ValueError(f"is a {type(given).__name__}, not a path, bytes or base64 data")
+    if isinstance(given, str) and given.startswith(EMBEDDED):
+        try:
+            return base64.b64decode(given.partition(",")[2], validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"is not base64 ({error})") from error
+    return given
+
+
+def _json(answer: Prediction) -> dict[str, Any]:
+    picture = answer.picture and base64.b64encode(answer.picture).decode()
+    lists = {name: list(getattr(answer, name) or ()) for name in ("times", "importance", "box")}
+    return asdict(answer) | lists | {"picture": picture}
+
+
+set_model(ExpressionModel())

@@ -1,0 +1,288 @@
+"""Checkpoints of a run: what resuming needs, on disk, whole or not at all.
+
+Owns the folder `checkpoints/` of a run: `step_000100/` holds DeepSpeed's files and meta.json, is
+written aside and renamed once every rank is done, so a folder of that name is complete. Refuses to
+know the loop, the network and the data; never publishes weights (`fp32_state` gives them to whoever
+does).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from launch.zero import Zero
+
+SCHEMA = "face-checkpoint/1"
+_ASIDE = ".writing-"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a checkpoint left off."""
+
+    step: int
+    """Steps completed; the next step to run has this number."""
+    progress: dict[str, Any]
+    """What the loop wrote beside the weights: plain JSON values."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint this run cannot continue from."""
+
+
+class Checkpoints:
+    """The newest `keep` checkpoints in `folder`, which every rank can read and write.
+
+    `model` is the configuration of the network as plain JSON; a checkpoint of another configuration
+    is refused.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 3, model: dict[str, Any] | None = None):
+        if keep < 1:
+            raise ValueError(
+                f"keep {keep} must be at least 1: a restart continues from the newest checkpoint"
+            )
+        self.folder, self.keep, self.model = Path(folder), keep, model or {}
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint, None before the first."""
+        found = self._complete()
+        return found[-1] if found else None
+
+    def save(self, zero: Zero, step: int, progress: dict[str, Any]) -> Path:
+        """Write the checkpoint of `step` completed steps and drop the oldest beyond `keep`; every
+        rank calls this.
+
+        Raises OSError where the disk is too small, before or while writing; nothing half-written
+        stays.
+        """
+        final, aside = self.folder / f"step_{step:06d}", self.folder / f"{_ASIDE}step_{step:06d}"
+        _agree(self._lacks_room(zero) if _rank() == 0 else None)
+        if _rank() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+        dist.barrier()
+        zero.settle_buffers()
+        try:
+            zero.save(aside)
+        except (OSError, RuntimeError) as error:
+            full = self._lacks_room(zero)
+            shutil.rmtree(aside, ignore_errors=True)
+            what = f"checkpoint of step {step} could not be written: {full or error}"
+            raise OSError(errno.ENOSPC if full else errno.EIO, what) from error
+        dist.barrier()
+        if _rank() == 0:
+            self._publish(aside, final, self._meta(zero, step, progress))
+        dist.barrier()
+        return final
+
+    def restore(self, zero: Zero) -> Resumed | None:
+        """Bring `zero` to the newest checkpoint, None where there is none; every rank calls this.
+
+        The number of ranks may differ from when it was written. Raises CheckpointError naming the
+        field or tensor where the checkpoint is of another network, and OSError where ranks do not
+        see the same folder.
+        """
+        if _rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(f"{_ASIDE}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        check_shared(self.folder)
+        found = _from_rank0(str(self.latest() or "") if _rank() == 0 else "")
+        if not found:
+            return None
+        return self._load(zero, Path(found))
+
+    def _load(self, zero: Zero, path: Path) -> Resumed:
+        meta = read_meta(path)
+        self._check(zero, path, meta)
+        try:
+            if zero.stage == 0 or meta["world"] == dist.get_world_size():
+                zero.load(path)
+            else:
+                zero.load_repartitioned(path, meta["world"])
+        except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
+            raise _damaged(path, error) from error
+        zero.loss_scale = meta["loss_scale"] if zero.loss_scale != 1.0 else 1.0
+        dist.barrier()
+        return Resumed(meta["step"], meta["progress"])
+
+    def _check(self, zero: Zero, path: Path, meta: dict[str, Any]) -> None:
+        start = f"{path}: this checkpoint is of another"
+        fix = f"take the setting back, or choose another --cluster.output, or delete {self.folder}"
+        configured = json.loads(json.dumps(self.model))  # tuples are lists in a file
+        for field, (theirs, ours) in _differences(meta["model"], configured).items():
+            raise CheckpointError(
+                f"{start} model: {field} was {theirs}, this run has {ours}; {fix}"
+            )
+        ours = _shapes(zero.task)
+        for name in sorted(set(ours) | set(meta["tensors"])):
+            was, now = meta["tensors"].get(name), ours.get(name)
+            if was != now:
+                raise CheckpointError(
+                    f"{start} shape: {name} was {was or 'absent'}, is {now or 'absent'}; {fix}"
+                )
+        if (meta["zero_stage"] == 0) != (zero.stage == 0):
+            raise CheckpointError(
+                f"{path}: written with --run.zero_stage {meta['zero_stage']}, this run has "
+                f"{zero.stage}; stages 1 and 2 exchange checkpoints, stage 0 does not: {fix}"
+            )
+
+    def _meta(self, zero: Zero, step: int, progress: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "step": step,
+            "world": dist.get_world_size(),
+            "zero_stage": zero.stage,
+            "loss_scale": zero.loss_scale,
+            "model": self.model,
+            "tensors": _shapes(zero.task),
+            "progress": progress,
+        }
+
+    def _publish(self, aside: Path, final: Path, meta: dict[str, Any]) -> None:
+        (aside / "meta.json").write_text(json.dumps(meta, indent=1, allow_nan=False))
+        replaced = self.folder / f"{_ASIDE}replaced"
+        if final.exists():  # a run that went back to an earlier checkpoint comes by again
+            final.rename(replaced)
+        aside.rename(final)
+        for old in [replaced, *self._complete()[: -self.keep]]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _complete(self) -> list[Path]:
+        names = re.compile(r"step_(\d+)")
+        found = [
+            (names.fullmatch(p.name), p)
+            for p in self.folder.glob("step_*")
+            if (p / "meta.json").is_file()
+        ]
+        return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+
+    def _lacks_room(self, zero: Zero) -> str | None:
+        # Weights, fp32 masters and AdamW's two moments: four fp32 numbers a parameter (stage 0 has
+        # no second copy).
+        self.folder.mkdir(parents=True, exist_ok=True)
+        need = 16 * sum(p.numel() for p in zero.task.parameters())
+        free = shutil.disk_usage(self.folder).free
+        if free >= need:
+            return None
+        return (
+            f"no room for a checkpoint in {self.folder}: it takes {need / 1e6:.1f} MB, "
+            f"{free / 1e6:.1f} MB are free; free some space, lower --run.keep_checkpoints or "
+            "choose another --cluster.output"
+        )
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """meta.json of a checkpoint. Raises CheckpointError for another schema."""
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if meta.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path}: schema {meta.get('schema')!r}, this version reads {SCHEMA!r}; "
+            f"continue with the version that wrote it, or start afresh in another --cluster.output"
+        )
+    return meta
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    what = str(error).strip().split("\n")[0]
+    return CheckpointError(
+        f"{path} is damaged ({what}); delete this folder to continue from the checkpoint before it"
+    )
+
+
+def fp32_state(task: nn.Module) -> dict[str, Tensor]:
+    """A trained task's parameters and buffers on the CPU, contiguous, floating point as fp32, by
+    the task's own names.
+
+    The parameters of the module are the fp32 master weights on every rank (see `launch.zero`), so
+    nothing is gathered.
+    """
+    state = {}
+    for name, value in task.state_dict().items():
+        value = value.detach().to(
+            "cpu", torch.float32 if value.is_floating_point() else value.dtype
+        )
+        state[name] = value.clone(memory_format=torch.contiguous_format)
+    return state
+
+
+def check_shared(folder: Path, *, patience: float = 10.0) -> None:
+    """Raise OSError unless every rank sees what rank 0 writes into `folder`. Every rank calls this.
+
+    Network file systems may cache the list of a folder; a rank looks again for `patience` seconds.
+    """
+    token = folder / f".shared-{_from_rank0(uuid.uuid4().hex)}"
+    if _rank() == 0:
+        token.write_text(socket.gethostname())
+    dist.barrier()
+    seen = _appears(token, patience)
+    hosts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(hosts, (socket.gethostname(), seen))
+    if _rank() == 0:
+        token.unlink(missing_ok=True)
+    blind = [f"rank {rank} on {host}" for rank, (host, ok) in enumerate(hosts) if not ok]
+    if blind:
+        raise OSError(
+            errno.ENOENT,
+            f"the output folder is not shared across nodes: {', '.join(blind)} cannot see what "
+            f"rank 0 on {hosts[0][0]} wrote; put --cluster.output on a file system that all nodes "
+            "mount at the same path",
+            str(folder),
+        )
+
+
+def _appears(path: Path, patience: float) -> bool:
+    end = time.monotonic() + patience
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _differences(theirs: Any, ours: Any, at: str = "model") -> dict[str, tuple[Any, Any]]:
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        found = {}
+        for key in dict.fromkeys([*theirs, *ours]):
+            found |= _differences(theirs.get(key), ours.get(key), f"{at}.{key}")
+        return found
+    return {} if theirs == ours else {at: (theirs, ours)}
+
+
+def _shapes(task: nn.Module) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in task.state_dict().items()}
+
+
+def _rank() -> int:
+    return dist.get_rank()
+
+
+def _from_rank0(value: str) -> str:
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _agree(problem: str | None) -> None:
+    """Raise OSError (no space left) on every rank if rank 0 has a problem."""
+    problem = _from_rank0(problem or "")
+    if problem:
+        raise OSError(errno.ENOSPC, problem)

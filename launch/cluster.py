@@ -1,0 +1,257 @@
+"""Where the workers of a job run: in this process, in a Ray cluster started for it, or in one that
+exists.
+
+Owns Ray and the process group of the workers. Refuses to know what a worker does: it calls a
+function with a dict and its place among the others, and hands back what the first one returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+
+from launch.failures import is_lost_process, mended_by_restart, told
+from launch.zero import release_process_group
+
+Worker = Callable[[dict[str, Any], "WorkerContext"], dict[str, Any]]
+"""A function at the top of a module that all nodes can import."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    workers: int = 1
+    """Worker processes, each with its share of every batch. 0 = train in this process, without
+    Ray."""
+    gpus_per_worker: Literal[0, 1] = 0
+    """GPUs of one worker. 0 = train on the CPU."""
+    cpus_per_worker: int = 1
+    """CPU cores of one worker: threads of its matrix products; its data loaders share them."""
+    max_failures: int = 3
+    """How often lost workers are replaced, each time going on from the last checkpoint, before the
+    job fails."""
+    output: str = ""
+    """Folder of the run: checkpoints, results, logs. On several nodes it must lie on storage that
+    all of them share."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.cpus_per_worker < 1 or self.max_failures < 0:
+            raise ValueError(
+                "workers and max_failures must be at least 0, cpus_per_worker at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """A worker's place among the others."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+
+class WorkerLost(RuntimeError):
+    """Workers were lost more often than `max_failures` allows."""
+
+
+def launch(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> dict[str, Any]:
+    """Run `worker(config, context)` on every worker and return what rank 0 returned.
+
+    Each worker has a process group (nccl on GPUs, gloo otherwise) when it is called. When a worker
+    is lost, all are started again, up to `max_failures` times; continuing from a checkpoint is the
+    worker function's part. Paths in `config` must be absolute: workers run in folders of their own.
+
+    Raises what a worker raised; ValueError where the cluster lacks the CPUs or GPUs; WorkerLost.
+    """
+    if cluster.workers == 0:
+        return _run_here(worker, config, cluster)
+    if not cluster.output:
+        raise ValueError(
+            "cluster.output is empty: name the folder of the run with --cluster.output FOLDER"
+        )
+    with _ray_cluster(cluster):
+        return _run_on_ray(worker, config, cluster)
+
+
+def _run_here(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> dict[str, Any]:
+    if cluster.gpus_per_worker and not torch.cuda.is_available():
+        raise ValueError(
+            "cluster.gpus_per_worker is 1 but no GPU is here; use --cluster.gpus_per_worker 0"
+        )
+    device = torch.device("cuda", 0) if cluster.gpus_per_worker else torch.device("cpu")
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    before = {name: os.environ.get(name) for name in place}
+    os.environ.update(place)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]  (documented, not in __all__)
+    dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    try:
+        return worker(config, WorkerContext(0, 1, 0, device))
+    finally:
+        release_process_group()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextlib.contextmanager
+def _ray_cluster(cluster: ClusterConfig) -> Iterator[None]:
+    """A Ray connection: the caller's, that of RAY_ADDRESS (set inside a submitted job), or a
+    cluster of our own."""
+    given = os.environ.get("RAY_ADDRESS")
+    if not given:
+        # Left unset, a local cluster writes a token to the home folder and turns on authentication
+        # for every later one.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Printing through Ray Train's patch shows every line twice; the default poll of 2 s delays
+    # every restart.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Lines of progress after a restart look like repetitions of those before it.
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {
+        "logging_level": "warning",
+        # The workers' lines come as they are, without the chatter of Ray Train.
+        "logging_config": ray.LoggingConfig(log_level="ERROR"),
+        "runtime_env": _our_packages(),
+    }
+    if not given:
+        # What passes through Ray is a config and a summary: the object store may be small.
+        options |= {"address": "local", "object_store_memory": 200_000_000}
+        options["include_dashboard"] = False
+    ray.init(**options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _our_packages() -> dict[str, Any]:
+    """The runtime environment in which workers find our packages. A submitted job brings its own
+    copy of them."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return {}
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}}
+
+
+def _check_capacity(cluster: ClusterConfig) -> None:
+    """Raise ValueError for more workers than fit, where Ray would wait for a node that never
+    comes."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    asked = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    for kind, each in asked.items():
+        fits = sum(int(node.get(kind, 0) // each) for node in nodes) if each else cluster.workers
+        if fits < cluster.workers:
+            has = int(sum(node.get(kind, 0) for node in nodes))
+            less = f"less --cluster.{kind.lower()}s_per_worker"
+            setting = f"--cluster.workers {fits}" if fits else less
+            need = (
+                f"{cluster.workers} workers of {each} {kind} need {cluster.workers * each} {kind}s"
+            )
+            raise ValueError(
+                f"{need}; the cluster has {has} on {len(nodes)} nodes, room for {fits} workers. "
+                f"Use {setting}, or add nodes (ray start --address ...)"
+            )
+
+
+def _run_on_ray(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> dict[str, Any]:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    _check_capacity(cluster)
+    # One node: nothing can be reclaimed that the job survives. Saves a process and its warning.
+    if len(ray.nodes()) == 1:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # A name that was used before would resume that run.
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    storage = Path(cluster.output).resolve() / "ray"
+    trainer = TorchTrainer(
+        _worker_main,
+        train_loop_config={"worker": worker, "config": config, "threads": cluster.cpus_per_worker},
+        torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=bool(cluster.gpus_per_worker),
+            resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[_failure_callback(cluster.max_failures)],
+            logging_config=LoggingConfig(log_level="CRITICAL"),  # what fails is said once, by us
+            worker_runtime_env=_our_packages(),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.ControllerError as error:
+        raise error.controller_failure from None
+    except ray.train.WorkerGroupError as error:
+        raise WorkerLost(
+            f"{told(error.worker_failures)}; that was failure {cluster.max_failures + 1}, "
+            f"--cluster.max_failures allows {cluster.max_failures}"
+        ) from None
+    return cast(dict[str, Any], result.return_value)
+
+
+def _worker_main(loop: dict[str, Any]) -> dict[str, Any]:
+    """What Ray calls in every worker process, after its process group is up."""
+    import ray.train.torch
+
+    torch.set_num_threads(loop["threads"])
+    place = ray.train.get_context()
+    device = torch.device(ray.train.torch.get_device())
+    rank, world = place.get_world_rank(), place.get_world_size()
+    try:
+        return loop["worker"](
+            loop["config"], WorkerContext(rank, world, place.get_local_rank(), device)
+        )
+    except Exception as error:
+        # A traceback does not travel to the driver, a note does.
+        error.add_note(f"on worker {rank} of {world}:\n{traceback.format_exc()}")
+        raise
+
+
+def _failure_callback(max_failures: int) -> Any:
+    """Called in Ray's controller when workers failed: says so, and ends the job where a restart
+    cannot help."""
+    from ray.train import UserCallback
+
+    class Failures(UserCallback):
+        count = 0
+
+        def after_exception(
+            self, run_context: Any, worker_exceptions: dict[int, Exception]
+        ) -> None:
+            lost = any(is_lost_process(error) for error in worker_exceptions.values())
+            for _, error in sorted(worker_exceptions.items()):
+                if not lost and not mended_by_restart(error):
+                    raise error
+            self.count += 1
+            then = "starting again" if self.count <= max_failures else "giving up"
+            print(
+                f"{told(worker_exceptions)}; failure {self.count}, {max_failures} allowed: {then}",
+                flush=True,
+            )
+
+    return Failures()

@@ -1,0 +1,305 @@
+"""The whole road in one command: videos → shards → pretraining → fine-tuning → registry → answer.
+
+`make demo` runs this. Every step is a command that also works by hand; this script only starts them
+in order, shows their progress, and keeps all that they make in one folder. Each run gets a folder
+of its own in it (`run-01`, `run-02`, …), so it can be run again; videos and shards are kept.
+"""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+sys.path[:] = [str(_HERE.parent), *(p for p in sys.path if p and Path(p).resolve() != _HERE)]
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from launch.head import local_head
+
+ROOT = _HERE.parent
+CONSOLE = Console()
+WORKERS = 2
+MODEL = "face-expression-demo"
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """What the demo works on."""
+
+    out: str = "runs/demo"
+    """Folder that receives everything."""
+    videos: str | None = None
+    """Your own folder of videos; without it, labelled faces are rendered."""
+    annotations: str | None = None
+    """CSV with `path` and `label` columns for your videos: fine-tunes on them too."""
+    recipe: str = "demo"
+    """Recipe of both trainings: `demo` (minutes) or `debug` (seconds)."""
+
+
+class StepFailed(Exception):
+    """A step ended with an error; its message was shown."""
+
+
+def main() -> int:
+    """Run the road; 0 when a registered model has answered."""
+    config = tyro.cli(DemoConfig, prog="launch/demo.py", description=__doc__)
+    started = time.monotonic()
+    out = Path(config.out).resolve()
+    if config.videos and not Path(config.videos).is_dir():
+        CONSOLE.print(f"[red]error:[/] no folder {config.videos}: name a folder of videos")
+        return 2
+    try:
+        rows = road(config, out)
+    except StepFailed as failure:
+        CONSOLE.print(f"[red]stopped:[/] {escape(str(failure))}")
+        return 1
+    except KeyboardInterrupt:
+        CONSOLE.print(f"[red]interrupted[/]; what is finished stays in {out}")
+        return 130
+    closing(rows, out, time.monotonic() - started)
+    return 0
+
+
+def road(config: DemoConfig, out: Path) -> list[tuple[str, str, str]]:
+    """All steps in order; returns the rows of the closing table: what, result, where."""
+    out.mkdir(parents=True, exist_ok=True)
+    run = next(p for i in range(1, 10_000) if not (p := out / f"run-{i:02d}").exists())
+    (run / "logs").mkdir(parents=True)
+    videos, annotations = source_videos(config, out)
+    shards = out / ("shards" if config.videos is None else f"shards-{Path(config.videos).name}")
+    ingest(videos, annotations, shards)
+    rows = [("videos", str(videos), ""), shard_row(shards)]
+    tracking = ["--tracking.uri", f"sqlite:///{out / 'mlflow.db'}"]
+    with local_head(cpus=WORKERS) as head:
+        submit = ["ray", "job", "submit", "--address", head, "--working-dir", str(ROOT), "--"]
+        train(submit, "pretrain", config.recipe, shards, run, tracking)
+        rows.append(loss_row("pretraining", run / "pretrain"))
+        if annotations is None:
+            return rows
+        encoder = ["--init", str(run / "pretrain/encoder"), "--tracking.register", MODEL]
+        train(submit, "finetune", config.recipe, shards, run, [*tracking, *encoder])
+        rows.append(loss_row("fine-tuning", run / "finetune"))
+        clips = ["--shards", str(shards), "--split", "test", "--cluster.output", str(run / "test")]
+        model = ["--model", f"models:/{MODEL}@champion"]
+        command = [*submit, "python", "launch/evaluate.py", *model, *clips, *tracking]
+        step("evaluate", command, run / "logs/evaluate.log", doing="reading and predicting")
+    rows.append(accuracy_row(run / "test", "evaluation, unseen subjects"))
+    rows.append(predict(run, videos, annotations, tracking))
+    return rows
+
+
+def source_videos(config: DemoConfig, out: Path) -> tuple[Path, Path | None]:
+    """The user's own videos, or rendered faces (made once)."""
+    if config.videos is not None:
+        given = Path(config.annotations).resolve() if config.annotations else None
+        return Path(config.videos).resolve(), given
+    videos = out / "videos"
+    if not (videos / "annotations.csv").exists():
+        direct("render faces", ["python", "-m", "shards", "render", "--out", str(videos)])
+    return videos, videos / "annotations.csv"
+
+
+def ingest(videos: Path, annotations: Path | None, shards: Path) -> None:
+    """Videos → shards, unless they are there and intact."""
+    verify = [sys.executable, "-m", "shards", "verify", str(shards)]
+    if shards.exists() and subprocess.run(verify, cwd=ROOT, capture_output=True).returncode == 0:
+        CONSOLE.print(f"[green]✓[/] ingest: intact shards in {shards} are used again")
+        return
+    command = ["python", "-m", "shards", "ingest", str(videos), "--out", str(shards)]
+    extra = ["--annotations", str(annotations)] if annotations else []
+    direct("ingest", [*command, *extra, "--overwrite"])
+
+
+def train(
+    submit: list[str], stage: str, recipe: str, shards: Path, run: Path, extra: list[str]
+) -> None:
+    """One training as a Ray job of two workers."""
+    where = ["--data.shards", str(shards), "--cluster.output", str(run / stage)]
+    workers = ["--cluster.workers", str(WORKERS)]
+    command = [*submit, "python", f"launch/{stage}.py", recipe, *where, *workers, *extra]
+    step(stage, command, run / f"logs/{stage}.log")
+
+
+def predict(
+    run: Path, videos: Path, annotations: Path, tracking: list[str]
+) -> tuple[str, str, str]:
+    """Ask the registered model, in a fresh process, about a video of a held-out subject."""
+    import csv
+
+    with annotations.open(newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r.get("split", "test") == "test"]
+    chosen = next(r for r in rows if r["label"] != "neutral")
+    video = videos / chosen["path"]
+    command = ["python", "launch/predict.py", f"models:/{MODEL}@champion", str(video)]
+    command += ["--out", str(run / "prediction"), *tracking]
+    step("predict", command, run / "logs/predict.log", doing="a fresh process loads the model")
+    answer = json.loads((run / "prediction/predictions.json").read_text())[0]
+    text = f"{answer['label']} ({answer['probability']:.0%}), labelled {chosen['label']}"
+    return "prediction", text, str(run / "prediction")
+
+
+# -- showing a step ------------------------------------------------------------------------------
+
+
+def direct(title: str, command: list[str]) -> None:
+    """A step that shows its own progress."""
+    CONSOLE.print(f"[bold]{title}[/] [dim]{escape(shlex.join(command))}[/]")
+    done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, env=environment())
+    if done.returncode:
+        raise StepFailed(f"{title} ended with {done.returncode}")
+
+
+def step(title: str, command: list[str], log: Path, *, doing: str = "starting workers") -> None:
+    """A step whose output goes to a log; its `step a/b` lines drive a bar."""
+    CONSOLE.print(f"[bold]{title}[/] [dim]{escape(shlex.join(short(command)))}[/]")
+    with log.open("w") as file, child(command) as process, bar() as progress:
+        task = progress.add_task(doing, total=None)
+        for line in process.stdout or ():
+            file.write(line)
+            file.flush()
+            follow(line, progress, task)
+        code = process.wait()
+        if code == 0:
+            finish(progress, task)
+    if code:
+        CONSOLE.print(escape("\n".join(told(log)[-12:])))
+        raise StepFailed(f"{title} ended with {code}; the whole log: {log}")
+
+
+def told(log: Path) -> list[str]:
+    """The lines of a log that the command itself wrote, without those of Ray's job submission."""
+    ray = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+\s|^Running entrypoint")
+    return [line for line in log.read_text().splitlines() if line.strip() and not ray.match(line)]
+
+
+def follow(line: str, progress: Progress, task) -> None:
+    """Move the bar by a line such as `step 40/200 · loss 0.9132 · …`."""
+    at = line.find("step ")
+    words = line[at:].split(" · ")
+    count = words[0].removeprefix("step ").split("/")
+    if at < 0 or len(count) != 2 or not all(c.strip().isdigit() for c in count):
+        return
+    shown = " · ".join(w.strip() for w in words[1:] if w.startswith(("loss", "clips")) or "/s" in w)
+    done, total = (int(c) for c in count)
+    progress.update(task, completed=done, total=total, description=escape(shown))
+
+
+def finish(progress: Progress, task) -> None:
+    """Fill the bar of a step that told no count."""
+    if progress.tasks[task].total is None:
+        progress.update(task, total=1, completed=1, description="done")
+
+
+def bar() -> Progress:
+    """Bar, share, text, time spent and left."""
+    return Progress(
+        BarColumn(30),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=CONSOLE,
+    )
+
+
+@contextmanager
+def child(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A child process that never outlives this one."""
+    program = [str(Path(sys.executable).parent / command[0]), *command[1:]]
+    process = subprocess.Popen(
+        program,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def environment() -> dict[str, str]:
+    """This process's, with the interpreter's folder first: Ray looks `python` up on the PATH."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, "PATH": path, "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
+
+
+def short(command: list[str]) -> list[str]:
+    """The part of a command that a person would type."""
+    return [c.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".") for c in command]
+
+
+# -- the closing table ---------------------------------------------------------------------------
+
+
+def shard_row(shards: Path) -> tuple[str, str, str]:
+    """How many clips were kept and refused."""
+    manifest = json.loads((shards / "manifest.json").read_text())
+    refused = max(0, len((shards / "rejected.csv").read_text().splitlines()) - 1)
+    clips = f"{manifest['samples']} clips in {len(manifest['shards'])} shards, {refused} refused"
+    return "shards", clips, str(shards)
+
+
+def loss_row(title: str, output: Path) -> tuple[str, str, str]:
+    """Loss first → last of a training."""
+    summary = json.loads((output / "summary.json").read_text())
+    text = (
+        f"{summary['steps']} steps, loss {summary['loss_first']:.3f} → {summary['loss_last']:.3f}"
+    )
+    return title, text, str(output)
+
+
+def accuracy_row(folder: Path, title: str) -> tuple[str, str, str]:
+    """Accuracy and mean recall against chance."""
+    found = json.loads((folder / "metrics.json").read_text())
+    chance = 1 / len(found["labels"])
+    text = f"accuracy {found['war']:.0%}, mean recall {found['uar']:.0%} (chance {chance:.0%})"
+    return title, text, str(folder)
+
+
+def closing(rows: list[tuple[str, str, str]], out: Path, seconds: float) -> None:
+    """What was made, where, and what to do next."""
+    table = Table(title=f"made in {seconds / 60:.1f} minutes", title_justify="left")
+    for column in ("what", "result", "where"):
+        table.add_column(column, overflow="fold")
+    for what, result, where in rows:
+        table.add_row(what, escape(result), escape(where.replace(f"{Path.cwd()}{os.sep}", "")))
+    CONSOLE.print(table)
+    python = Path(sys.executable).parent
+    CONSOLE.print(
+        f"""next
+  your own videos   make demo VIDEOS=folder [ANNOTATIONS=file.csv]
+  MLflow page       {python}/mlflow ui --backend-store-uri sqlite:///{out / "mlflow.db"}
+  ask the model     {python}/python launch/predict.py models:/{MODEL}@champion VIDEO \\
+                      --tracking.uri sqlite:///{out / "mlflow.db"}
+  a real cluster    ray job submit --working-dir . -- python launch/pretrain.py vit_b \\
+                      --data.shards /shared/shards --cluster.workers 64""",
+        highlight=False,
+        markup=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Which failures of workers a restart mends, and how they are told.
+
+Owns the reading of exceptions. Refuses to know who starts workers and who logs.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import torch
+import torch.distributed as dist
+
+# How errors of a lost peer, a broken connection or a sick device read; a restart mends these.
+_TORN = ("gloo", "nccl", "connection", "socket", "cuda error", "timed out")
+
+
+def mended_by_restart(error: Exception) -> bool:
+    """Whether starting the workers again can help: a peer, a connection or a device was lost, or
+    storage hiccupped.
+
+    A mistake in a config, in data or in code, a full disk or memory that is too small come back
+    every time.
+    """
+    if isinstance(error, FileNotFoundError | PermissionError | torch.OutOfMemoryError):
+        return False
+    if isinstance(error, OSError):
+        return error.errno != errno.ENOSPC
+    if isinstance(error, RuntimeError):
+        return isinstance(error, dist.DistError) or any(
+            sign in str(error).lower() for sign in _TORN
+        )
+    return is_lost_process(error)
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Whether Ray itself reports the failure: the process died or stopped answering."""
+    return type(error).__module__.split(".")[0] == "ray"
+
+
+def told(failures: dict[int, Exception]) -> str:
+    """One short line for what befell the workers."""
+    lost = {rank: error for rank, error in failures.items() if is_lost_process(error)}
+    said = []
+    for rank, error in sorted(
+        (lost or failures).items()
+    ):  # the others only report that they miss these
+        first = str(error).strip().split("\n")[0][:200]
+        said.append(
+            f"worker {rank} died"
+            if is_lost_process(error)
+            else f"worker {rank}: {type(error).__name__}: {first}"
+        )
+    return ", ".join(said)

@@ -1,0 +1,124 @@
+"""From a typed command to a finished, recorded run: what every application's driver does.
+
+Owns the order of things around the workers: open the record, start them, close the record, leave a
+summary, and turn errors into messages. It knows no objective; the workers' function comes from the
+application.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from launch.cluster import ClusterConfig, WorkerContext, launch
+from launch.config import to_dict
+from launch.engine import Summary
+from launch.provenance import provenance
+from launch.task import Tracker as TrackerProtocol
+from launch.tracking import (
+    RunHandle,
+    SilentTracker,
+    Tracker,
+    TrackingConfig,
+    closing_run,
+    create_run,
+)
+
+Worker = Callable[[dict[str, Any], WorkerContext], dict[str, Any]]
+
+
+class JobConfig(Protocol):
+    """What the driver reads of an application's configuration."""
+
+    @property
+    def cluster(self) -> ClusterConfig: ...
+
+    @property
+    def tracking(self) -> TrackingConfig: ...
+
+
+def drive(
+    worker: Worker,
+    config: JobConfig,
+    *,
+    seed: int,
+    inputs: Mapping[str, str | Path],
+    publish: Callable[[RunHandle, Path, dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Run `worker` on the cluster and record it.
+
+    Args:
+        worker: module-level function; gets {"config", "run"} as JSON values and its context, and
+            returns what goes into the summary.
+        config: complete, with absolute paths.
+        seed: of the run, for the record.
+        inputs: files whose hash the record keeps, by name.
+        publish: called in the driver after success with the run, its output folder and the
+            summary; registers what was made and returns more entries for the summary.
+
+    Returns:
+        The summary, which also lies in `summary.json` of the output folder.
+    """
+    output = Path(config.cluster.output)
+    output.mkdir(parents=True, exist_ok=True)
+    origin = provenance(seed=seed, inputs=inputs)
+    data = to_dict(config)
+    handle = create_run(config.tracking, output=str(output), config=data, origin=origin)
+    with closing_run(handle):
+        payload = {"config": data, "run": list(handle), "origin": origin}
+        result = launch(worker, payload, config.cluster)
+        result |= {"run_id": handle.run_id, "tracking_uri": handle.uri, "output": str(output)}
+        result |= publish(handle, output, result)
+    write_json(output / "summary.json", result)
+    return result
+
+
+@contextmanager
+def attached(payload: Mapping[str, Any], context: WorkerContext) -> Iterator[TrackerProtocol]:
+    """In a worker: the run's tracker on rank 0, a silent one elsewhere; flushed at the end."""
+    if context.rank:
+        yield SilentTracker()
+        return
+    tracker = Tracker(*payload["run"])
+    try:
+        yield tracker
+    finally:
+        tracker.close()
+
+
+def summarise(summary: Summary) -> dict[str, Any]:
+    """A training's summary as JSON values."""
+    return {
+        "steps": summary.steps,
+        "resumed_from": summary.resumed_from,
+        "loss_first": summary.first_loss,
+        "loss_last": summary.last_loss,
+        "skipped_steps": summary.skipped_steps,
+        "clips_per_second": summary.clips_per_second,
+        "data_wait": summary.data_wait,
+        "seconds": summary.seconds,
+        "metrics": summary.metrics,
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, then rename: a reader never sees half a file."""
+    aside = path.with_name(f".{path.name}.writing")
+    aside.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(aside, path)
+
+
+def command(body: Callable[[], Any]) -> int:
+    """Run a command line's body; what the user can mend becomes one message and exit status 1.
+
+    Bugs keep their trace: only errors that carry a message for users are shortened.
+    """
+    try:
+        body()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,16 @@
+"""Ask a registered model about videos: `python launch/predict.py models:/NAME@champion VIDEO …`.
+
+The model runs in a process of its own, with the code and the settings that it was registered with.
+"""
+
+import sys
+from pathlib import Path
+
+# Python puts this file's folder first on the path, where `import finetune` would find a script.
+_HERE = Path(__file__).resolve().parent
+sys.path[:] = [str(_HERE.parent), *(p for p in sys.path if p and Path(p).resolve() != _HERE)]
+
+from finetune.answers import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,109 @@
+"""Where a result comes from: source revision, package versions, machine, command, input files.
+
+Owns the collection of these facts as plain strings. Refuses to know who stores them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+PACKAGES = (
+    "mira-video",
+    "torch",
+    "numpy",
+    "ray",
+    "deepspeed",
+    "mlflow",
+    "webdataset",
+    "decord",
+    "av",
+)
+
+
+def provenance(
+    *,
+    seed: int,
+    inputs: Mapping[str, str | Path] | None = None,
+    command: Sequence[str] | None = None,
+) -> dict[str, str]:
+    """Facts that tell one result from another, as strings by dotted name.
+
+    Args:
+        seed: of the run.
+        inputs: files the result depends on, such as {"manifest": "shards/manifest.json"}; their
+            absolute path and SHA-256 are recorded.
+        command: the command line; by default that of this process.
+
+    Raises:
+        FileNotFoundError: one of `inputs` does not exist.
+    """
+    facts = {"seed": str(seed), "command": shlex.join(command if command else sys.orig_argv)}
+    facts |= source_revision(Path(__file__).resolve().parent.parent)
+    facts |= {f"version.{name}": version for name, version in package_versions().items()}
+    facts |= host_facts()
+    for name, path in (inputs or {}).items():
+        facts[f"input.{name}.path"] = str(Path(path).absolute())
+        facts[f"input.{name}.sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return facts
+
+
+def source_revision(root: Path) -> dict[str, str]:
+    """`git.revision` (hash or "unknown") and `git.dirty` ("true", "false", "unknown").
+
+    A copy that Ray uploaded, and an installed package, carry no history: "unknown" is the truth.
+    """
+    revision = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
+    if revision is None:
+        return {"git.revision": "unknown", "git.dirty": "unknown"}
+    changes = _git(root, "status", "--porcelain")
+    dirty = "unknown" if changes is None else str(bool(changes)).lower()
+    return {"git.revision": revision, "git.dirty": dirty}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that shape results; one that is not installed is left out."""
+    installed = {}
+    for name in PACKAGES:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def host_facts() -> dict[str, str]:
+    """Machine: `host.python`, `.system`, `.cpus` (usable), `.memory_gib`, `.accelerator`."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "host.python": platform.python_version(),
+        "host.system": f"{platform.system()} {platform.machine()}",
+        "host.cpus": str(len(os.sched_getaffinity(0))),
+        "host.memory_gib": f"{memory:.0f}",
+        "host.accelerator": _accelerators(),
+    }
+
+
+def _accelerators() -> str:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return f"{count} x {torch.cuda.get_device_name(0)}" if count else "none"
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Output of a git command, or None where git is missing or the folder is not a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

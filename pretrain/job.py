@@ -1,0 +1,170 @@
+"""A pretraining job: shards in, an encoder out.
+
+Owns what the driver checks before it starts and what each worker builds. The loop is
+`launch/engine.py`, the model `model.py`, the objective `task.py`.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launch.checkpoint import Checkpoints, fp32_state
+from launch.cluster import WorkerContext
+from launch.config import absolute_paths, from_dict, parse, to_dict
+from launch.engine import evaluate, fit
+from launch.job import attached, command, drive, summarise
+from launch.registry import register_encoder
+from launch.task import Tracker
+from launch.tracking import RunHandle
+from mira.tubelets import normalise
+from mira.weights import save_artifact
+from pretrain.masking import tube_mask
+from pretrain.model import VideoMAE
+from pretrain.pictures import reconstruction_strip
+from pretrain.recipes import RECIPES, PretrainConfig
+from pretrain.task import LossMeter, PretrainTask
+from shards.ledger import Ledger
+from shards.stream import ClipStream, open_clips
+
+PICTURED = 4  # clips in the picture of reconstructions
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line of `launch/pretrain.py`."""
+    about = "Pretrain a video transformer on face-video shards."
+    return command(lambda: run(parse(RECIPES, argv, prog="launch/pretrain.py", description=about)))
+
+
+def run(config: PretrainConfig) -> dict[str, Any]:
+    """Check everything that can be checked here, then train on the cluster; returns the summary."""
+    config = absolute_paths(config, "data.shards", "cluster.output")
+    with closing(open_train(config, rank=0, world=max(1, config.cluster.workers))) as stream:
+        steps = config.run.total_steps(stream.steps_per_epoch)
+        print(f"{stream.samples} clips, {stream.steps_per_epoch} steps an epoch, {steps} steps")
+    inputs = {f"manifest_{i}": Path(d, "manifest.json") for i, d in enumerate(config.data.shards)}
+    return drive(
+        train,
+        config,
+        seed=config.run.seed,
+        inputs=inputs,
+        publish=lambda *args: publish(config, *args),
+    )
+
+
+def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """One worker: build, fit, and on rank 0 write the encoder."""
+    config = from_dict(PretrainConfig, payload["config"])
+    torch.manual_seed(config.run.seed)
+    task = PretrainTask(VideoMAE(config.encoder, config.decoder), config.mask)
+    output = Path(config.cluster.output)
+    model = to_dict(config)["encoder"] | {"decoder": to_dict(config)["decoder"]}
+    ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
+    with (
+        attached(payload, context) as tracker,
+        closing(open_train(config, rank=context.rank, world=context.world)) as probe,
+    ):
+        summary = fit(
+            task,
+            lambda step: open_train(
+                config, rank=context.rank, world=context.world, start_step=step, ledger=ledger
+            ),
+            config.run,
+            tracker=tracker,
+            checkpoints=Checkpoints(
+                output / "checkpoints", keep=config.run.keep_checkpoints, model=model
+            ),
+            context=context,
+            total_steps=config.run.total_steps(probe.steps_per_epoch),
+            evaluators=[lambda _, step: measure(config, task, step, tracker, context)],
+        )
+        if context.rank == 0:
+            save_encoder(config, task, output / "encoder", payload["origin"], summary.steps)
+            tracker.log_file(str(output / "encoder"), "encoder")
+    return summarise(summary)
+
+
+def open_train(
+    config: PretrainConfig, *, rank: int, world: int, start_step: int = 0, ledger=None
+) -> ClipStream:
+    """The training clips of one rank."""
+    return open_clips(
+        config.data,
+        global_batch=config.run.global_batch,
+        micro_batch=config.run.micro_batch,
+        rank=rank,
+        world=world,
+        start_step=start_step,
+        train=True,
+        ledger=ledger,
+    )
+
+
+def open_held_out(config: PretrainConfig, context: WorkerContext) -> ClipStream:
+    """Clips to look at and to measure on: the validation split, or where there is none, training's."""
+    split = config.validation_split or config.data.split
+    return open_clips(
+        replace(config.data, split=split),
+        global_batch=config.run.global_batch,
+        micro_batch=config.run.micro_batch,
+        rank=context.rank,
+        world=context.world,
+        train=False,
+        ledger=None,
+    )
+
+
+def measure(
+    config: PretrainConfig,
+    task: PretrainTask,
+    step: int,
+    tracker: Tracker,
+    context: WorkerContext,
+) -> dict[str, float]:
+    """The held-out loss, if a split is named for it, and a picture of what the model sees."""
+    with closing(open_held_out(config, context)) as stream:
+        batch = next(iter(stream))
+    if context.rank == 0:
+        tracker.figure("reconstruction", picture(task, batch.to(context.device)), step)
+    if config.validation_split is None:
+        return {}
+    with closing(open_held_out(config, context)) as stream:
+        found = evaluate(task, stream, LossMeter(), context=context, precision=config.run.precision)
+    return {f"{config.validation_split}/{name}": value for name, value in found.items()}
+
+
+@torch.no_grad()
+def picture(task: PretrainTask, batch) -> Any:
+    """Input, masked input and reconstruction of a few clips, uint8 [h, w, 3]."""
+    task.eval()
+    shown = (batch.weights > 0).nonzero().flatten()[:PICTURED].cpu()
+    x = normalise(batch.pixels[shown.to(batch.pixels.device)])
+    mask = tube_mask(task.mask, task.model.grid, batch.seeds.cpu()[shown]).to(x.device)
+    return reconstruction_strip(x, mask, task.model(x, mask), grid=task.model.grid)
+
+
+def save_encoder(
+    config: PretrainConfig, task: PretrainTask, folder: Path, origin: dict[str, str], steps: int
+) -> None:
+    """What passes to fine-tuning: the encoder's state dict in the public layout, and its origin."""
+    state = fp32_state(task.model.encoder)
+    save_artifact(folder, state, to_dict(config)["encoder"], {**origin, "step": str(steps)})
+
+
+def publish(
+    config: PretrainConfig, handle: RunHandle, output: Path, summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Register the encoder where a name was given for it."""
+    made = {"encoder": str(output / "encoder")}
+    if config.tracking.register is None:
+        return made
+    version = register_encoder(
+        handle,
+        output / "encoder",
+        name=config.tracking.register,
+        alias=config.tracking.alias,
+    )
+    return made | {"model": version.uri}

@@ -1,0 +1,69 @@
+"""Masked pretraining as a task: a batch of clips in, one reconstruction loss a clip out.
+
+Owns normalisation on the device, the masks of a batch and what is measured. It knows no cluster, no
+optimiser and no files; the model is in `model.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from launch.parameters import decay_groups
+from mira.tubelets import normalise
+from pretrain.masking import MaskConfig, make_masks
+from pretrain.model import VideoMAE
+from shards.batch import ClipBatch
+
+
+class PretrainTask(nn.Module):
+    """VideoMAE with its masks.
+
+    Args:
+        model: the autoencoder.
+        mask: what share is hidden, and from whom.
+    """
+
+    def __init__(self, model: VideoMAE, mask: MaskConfig):
+        super().__init__()
+        self.model = model
+        self.mask = mask
+        self.flops_per_clip = 3 * model.flops(mask)  # the backward pass costs two forwards
+
+    def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Reconstruct what is hidden.
+
+        Returns:
+            losses [B], float32: the mean squared error of a clip's hidden patches; no more metrics.
+        """
+        x = normalise(batch.pixels)
+        # A mask derives from its slot's seed alone, so it is the same on any number of workers.
+        masks = make_masks(self.mask, self.model.encoder.config, batch.seeds, device=x.device)
+        return self.model.losses(self.model(x, *masks), x, *masks), {}
+
+    def predict(self, batch: ClipBatch) -> Tensor:
+        """Losses [B] of held-out clips."""
+        return self(batch)[0]
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Matrices decay, vectors do not; one learning rate for all."""
+        return decay_groups(self, weight_decay)
+
+
+class LossMeter:
+    """The mean loss over all clips of all ranks, each clip counted once."""
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(2, dtype=torch.float64)
+
+    def update(self, output: Tensor, batch: ClipBatch) -> None:
+        """Add losses [B]; clips of weight 0 do not count."""
+        weights = batch.weights.double()
+        losses = torch.where(weights > 0, output.double(), 0.0)
+        self.total += torch.stack([(losses * weights).sum(), weights.sum()]).cpu()
+
+    def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """`loss` and `clips`; NaN when no clip could be read."""
+        loss, clips = reduce(self.total).tolist()
+        return {"loss": loss / clips if clips else float("nan"), "clips": clips}

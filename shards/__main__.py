@@ -1,0 +1,38 @@
+"""`python -m shards COMMAND`: ingest, verify, stats, render. Loads only what the command needs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+USAGE = """usage: python -m shards COMMAND …
+
+  ingest VIDEOS --out DIR [--annotations CSV]   videos to shards of face clips
+  verify DIR                                    is every shard whole and unchanged?
+  stats DIR                                     what is in it
+  render --out DIR                              labelled videos of rendered faces
+
+python -m shards COMMAND --help explains a command."""
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    command, rest = argv[0], list(argv[1:])
+    if command == "ingest":
+        from shards.ingest.cli import main as run
+    elif command == "render":
+        from shards.render.cli import main as run
+    elif command in ("verify", "stats"):
+        from shards.ingest.inspect import main as inspect
+
+        return inspect(command, rest)
+    else:
+        print(f"shards: no command {command!r}\n{USAGE}", file=sys.stderr)
+        return 2
+    return run(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,205 @@
+"""Pixels of a clip on their way to a batch: crops, flips, colours, erasing, and test views.
+
+Owns every spatial and colour transform. One draw serves a whole clip: what changes from frame to
+frame would be motion. Refuses to know shards, time and batches. All random numbers come from the
+caller's generator, so a clip looks the same whichever worker makes it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.randaugment import blend_clip, rand_augment
+
+Frames = NDArray[Any]  # uint8 throughout; the types of OpenCV do not tell
+
+# Erased parts show noise that is standard normal after the usual normalisation.
+_MEAN = 255 * np.array([0.485, 0.456, 0.406], dtype=np.float32)
+_STD = 255 * np.array([0.229, 0.224, 0.225], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What training does to a clip; the defaults are VideoMAE's for pretraining: crops alone."""
+
+    crop: Literal["multi_scale", "resized", "none"] = "multi_scale"
+    """multi_scale: a side of `scales` at one of 13 places; resized: a random area and aspect;
+    none: the largest square in the middle."""
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    """Sides of multi_scale crops, as shares of the shorter side."""
+    area: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the picture that a resized crop takes."""
+    aspect: tuple[float, float] = (0.75, 4 / 3)
+    """Narrowest and widest ratio of width to height of a resized crop."""
+    flip: float = 0.0
+    """Probability of a left-right flip."""
+    colour_jitter: float = 0.0
+    """Brightness, contrast and saturation change by a factor of 1 ± this at most."""
+    randaugment_ops: int = 0
+    """Operations that RandAugment draws for a clip (n)."""
+    randaugment_magnitude: float = 7.0
+    """Their strength, 0 to 10 (m)."""
+    erase: float = 0.0
+    """Probability that a box, the same in all frames, is filled with noise."""
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "erase", "colour_jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name} is {getattr(self, name)}: use a value in 0..1")
+        if not 0 <= self.randaugment_magnitude <= 10:
+            raise ValueError("augment.randaugment_magnitude: use a value in 0..10")
+        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            raise ValueError(f"augment.scales is {self.scales}: use shares in 0..1, at least one")
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"augment.area is {self.area}: use two ascending shares in 0..1")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"augment.aspect is {self.aspect}: use two ascending ratios")
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """The views of a clip at evaluation; predictions are averaged over them."""
+
+    temporal: int = 1
+    """Clips taken from the video, spread over its length."""
+    spatial: int = 1
+    """Crops of each: 1 is the largest square; more take 7/8 of it, side by side."""
+
+    def __post_init__(self) -> None:
+        for name in ("temporal", "spatial"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.views.{name} is {getattr(self, name)}: use 1 or more")
+
+
+class Box(NamedTuple):
+    """A part of a picture, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def augment(
+    frames: Frames, config: AugmentConfig, *, size: int, rng: np.random.Generator
+) -> Frames:
+    """A training clip: uint8 [T, h, w, 3] → uint8 [T, size, size, 3]."""
+    height, width = frames.shape[1:3]
+    clip = crop_resized(frames, _draw_crop(width, height, config, size=size, rng=rng), size=size)
+    if rng.random() < config.flip:
+        clip = np.stack([cv2.flip(frame, 1) for frame in clip])
+    if config.colour_jitter:
+        clip = _jitter(clip, config.colour_jitter, rng=rng)
+    if config.randaugment_ops:
+        clip = rand_augment(
+            clip, ops=config.randaugment_ops, magnitude=config.randaugment_magnitude, rng=rng
+        )
+    if rng.random() < config.erase:
+        clip = _erase(clip, rng=rng)
+    return clip
+
+
+def view_crops(frames: Frames, *, spatial: int, size: int) -> Frames:
+    """The crops of one temporal view: uint8 [T, h, w, 3] → uint8 [spatial, T, size, size, 3].
+
+    One crop is the largest square, from the middle. Several take 7/8 of its side (224 of 256, as
+    VideoMAE tests) and spread along the longer side, the horizontal one of a square picture.
+    """
+    height, width = frames.shape[1:3]
+    short = min(height, width)
+    side = short if spatial == 1 else round(short * 7 / 8)
+    at = np.array([0.5]) if spatial == 1 else np.linspace(0, 1, spatial)
+    x, y = (at, [0.5] * spatial) if width >= height else ([0.5] * spatial, at)
+    boxes = [
+        Box(round(u * (width - side)), round(v * (height - side)), side, side)
+        for u, v in zip(x, y, strict=True)
+    ]
+    return np.stack([crop_resized(frames, box, size=size) for box in boxes])
+
+
+def crop_resized(frames: Frames, box: Box, *, size: int) -> Frames:
+    """uint8 [T, h, w, 3] → uint8 [T, size, size, 3]: a part, averaged down or interpolated up."""
+    part = frames[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    if part.shape[1:3] == (size, size):
+        return np.ascontiguousarray(part)
+    shrinks = box.width >= size and box.height >= size
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    out = np.empty((len(frames), size, size, 3), dtype=np.uint8)
+    for frame, into in zip(part, out, strict=True):
+        cv2.resize(frame, (size, size), dst=into, interpolation=how)
+    return out
+
+
+def _draw_crop(
+    width: int, height: int, config: AugmentConfig, *, size: int, rng: np.random.Generator
+) -> Box:
+    if config.crop == "multi_scale":
+        return _multi_scale(width, height, config.scales, size=size, rng=rng)
+    if config.crop == "resized":
+        box = _random_box(width, height, area=config.area, aspect=config.aspect, rng=rng)
+        if box is not None:
+            return box
+    side = min(width, height)
+    return Box((width - side) // 2, (height - side) // 2, side, side)
+
+
+def _multi_scale(
+    width: int, height: int, scales: tuple[float, ...], *, size: int, rng: np.random.Generator
+) -> Box:
+    """VideoMAE's: width and height from neighbouring scales, at one of 13 fixed places."""
+    short = min(width, height)
+    sides = [int(short * scale) for scale in scales]
+    # A crop that is nearly of the wanted size is taken at it, which spares the interpolation.
+    sides = [size if abs(side - size) < 3 and size <= short else side for side in sides]
+    pairs = [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    w, h = pairs[rng.integers(len(pairs))]
+    u, v = _PLACES[rng.integers(len(_PLACES))]
+    return Box(u * ((width - w) // 4), v * ((height - h) // 4), w, h)
+
+
+# In quarters of the free room: the corners, the middles of the sides, the middle, and between.
+_PLACES = [(u, v) for u in (0, 2, 4) for v in (0, 2, 4)] + [(u, v) for u in (1, 3) for v in (1, 3)]
+
+
+def _random_box(
+    width: int,
+    height: int,
+    *,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    rng: np.random.Generator,
+) -> Box | None:
+    """A box of random area and aspect that fits; None where ten draws found none."""
+    for _ in range(10):
+        wanted = rng.uniform(*area) * width * height
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        w, h = round(math.sqrt(wanted * ratio)), round(math.sqrt(wanted / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h)
+    return None
+
+
+def _jitter(clip: Frames, strength: float, *, rng: np.random.Generator) -> Frames:
+    for what in ("brightness", "contrast", "saturation"):
+        clip = blend_clip(clip, what, 1 + rng.uniform(-strength, strength))
+    return clip
+
+
+def _erase(clip: Frames, *, rng: np.random.Generator) -> Frames:
+    """Random erasing (Zhong et al. 2020) with VideoMAE's numbers: 2 % to a third of the picture."""
+    height, width = clip.shape[1:3]
+    box = _random_box(width, height, area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3), rng=rng)
+    if box is None:
+        return clip
+    noise = rng.standard_normal((len(clip), box.height, box.width, 3), dtype=np.float32)
+    clip = clip.copy()
+    clip[:, box.top : box.top + box.height, box.left : box.left + box.width] = np.clip(
+        noise * _STD + _MEAN, 0, 255
+    )
+    return clip

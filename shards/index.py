@@ -1,0 +1,147 @@
+"""One shard: the members of its tar, its index file, and their hashes.
+
+    shard-000000.tar          members KEY.mp4, KEY.json (the record): an ordinary WebDataset shard
+    shard-000000.index.jsonl  a line a sample, in the tar's order:
+                              {"key", "video": [offset, size], "crc32", "record"}
+
+Owns every byte offset: with the index a clip is read by one `pread`, no tar is parsed or scanned,
+and its crc32 tells damage that a decoder would pass on as a picture. Refuses to know how clips are
+made and decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.schema import Record, SchemaError
+
+KEY = re.compile(r"[A-Za-z0-9_-]+")
+"""Keys hold no dot, at which WebDataset splits a member's name, and no path."""
+INGEST = "python -m shards ingest VIDEOS --out"
+
+
+class ManifestError(ValueError):
+    """A shard folder that cannot be used; the message names the file and the fix."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the manifest knows of one tar."""
+
+    name: str
+    """File name of the tar."""
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One sample: `size` bytes of mp4 from `offset` in the tar, their crc32, and the record."""
+
+    key: str
+    offset: int
+    size: int
+    crc32: int
+    record: Record
+
+    def to_line(self) -> str:
+        """One line of an index file, with its line break."""
+        row = {
+            "key": self.key,
+            "video": [self.offset, self.size],
+            "crc32": self.crc32,
+            "record": self.record.to_json(),
+        }
+        return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str | bytes) -> IndexRow:
+        """The inverse of `to_line`. Raises SchemaError or ValueError for anything else."""
+        row = json.loads(line)
+        if not isinstance(row, dict) or set(row) != {"key", "video", "crc32", "record"}:
+            raise SchemaError(f"an index line holds key, video, crc32 and record, not {line!r:.80}")
+        offset, size = row["video"]
+        return cls(row["key"], offset, size, row["crc32"], Record.from_json(row["record"]))
+
+
+def index_name(tar: str) -> str:
+    """File name of the index that belongs to a tar."""
+    return tar.removesuffix(".tar") + ".index.jsonl"
+
+
+def index_shard(tar: Path) -> Shard:
+    """Write the index of a finished tar beside it and return its manifest entry.
+
+    The only writer of index files: what a reader will trust is read back from the tar itself.
+    Raises ManifestError for a tar that holds anything but pairs of KEY.mp4 and KEY.json.
+    """
+    rows = list(scan_tar(tar))
+    text = "".join(row.to_line() for row in rows).encode()
+    write_aside(tar.parent / index_name(tar.name), text)
+    return Shard(
+        name=tar.name,
+        samples=len(rows),
+        bytes=tar.stat().st_size,
+        sha256=sha256_of(tar),
+        index_sha256=hashlib.sha256(text).hexdigest(),
+    )
+
+
+def scan_tar(tar: Path) -> Iterator[IndexRow]:
+    """Rows of a tar, from its members; ManifestError where it is cut or no shard of ours."""
+    videos: dict[str, tuple[int, int, int]] = {}
+    try:
+        with tarfile.open(tar, "r:") as archive, tar.open("rb") as raw:
+            for member in archive:
+                key, _, kind = member.name.partition(".")
+                if not member.isfile() or not KEY.fullmatch(key) or kind not in ("mp4", "json"):
+                    raise broken(tar, f"holds {member.name!r}, not KEY.mp4 or KEY.json")
+                raw.seek(member.offset_data)
+                data = raw.read(member.size)
+                if len(data) != member.size:
+                    raise broken(tar, f"was cut inside {member.name}")
+                if kind == "mp4":
+                    videos[key] = member.offset_data, member.size, zlib.crc32(data)
+                elif key not in videos:
+                    raise broken(tar, f"holds {member.name} without its video before it")
+                else:
+                    yield IndexRow(key, *videos.pop(key), Record.from_json(json.loads(data)))
+    except (tarfile.TarError, SchemaError, json.JSONDecodeError) as error:
+        raise broken(tar, f"cannot be read as a shard ({error})") from None
+    if videos:
+        raise broken(tar, f"holds no record for {', '.join(videos)}")
+
+
+def write_aside(path: Path, data: bytes) -> None:
+    """Write a whole file or none: whatever interrupts the writer, nobody reads half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def broken(path: Path, what: str) -> ManifestError:
+    """The error for a damaged folder: what is wrong with which file, and the fix."""
+    folder = path if path.is_dir() else path.parent
+    return ManifestError(f"{path} {what}; restore it or write the folder anew: `{INGEST} {folder}`")
+
+
+def sha256_of(path: Path) -> str:
+    """Of a whole file, as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,205 @@
+"""`python -m shards ingest`: arguments, a progress bar, a short summary, the exit status.
+
+Exit status: 0 shards were written; 1 too much was rejected, or nothing was usable; 2 the request or
+the place cannot be worked with. Owns no work of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from shards.ingest.inputs import InputError
+from shards.ingest.run import IngestError, Summary, ingest
+from shards.ingest.settings import IngestSettings
+
+SETTINGS = {f.name: f for f in dataclasses.fields(IngestSettings)}
+HELP = {
+    "size": "pixels a side of the stored square picture",
+    "detector": "haar (comes with OpenCV), or none for data that is already cropped",
+    "margin": "added around the face on each side, as a share of its width",
+    "min_face": "smallest face, in pixels of the source",
+    "min_found": "smallest share of looked-at frames with the face found",
+    "min_frames": "shortest clip, in frames",
+    "clip_seconds": "unlabelled videos are cut into clips of this length",
+    "max_seconds": "longest labelled clip (these stay whole)",
+    "max_side": "larger pictures are scaled down to this side while decoding",
+    "timeout": "seconds a video may take",
+    "memory_limit_gib": "memory a video may take",
+    "crf": "quality of the stored clips, lower is better and larger",
+    "gop": "frames between key frames of the stored clips",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m shards ingest",
+        description="Videos of faces to shards: find the face, crop, encode, pack.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("videos", type=Path, help="folder of videos (or one video)")
+    p.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
+    p.add_argument("--annotations", type=Path, help="CSV with a column path and any of label, …")
+    p.add_argument(
+        "--holdout", nargs="+", default=[], metavar="NAME=SHARE", help="test=0.2 val=0.1"
+    )
+    p.add_argument("--jobs", type=_positive, help="videos at once (default: processors)")
+    p.add_argument("--shard-samples", type=_positive, default=512, help="clips a shard, at most")
+    p.add_argument(
+        "--shard-bytes", type=_positive, default=256 << 20, help="bytes a shard, at most"
+    )
+    p.add_argument("--max-rejected-share", type=_share, default=0.5, help="fail above this share")
+    p.add_argument("--overwrite", action="store_true", help="replace shards that are already there")
+    for name, field in SETTINGS.items():
+        flag, kind = f"--{name.replace('_', '-')}", type(field.default)
+        p.add_argument(flag, type=kind, default=field.default, help=HELP[name])
+    return p
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share between 0 and 1")
+    return share
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parser().parse_args(argv)
+    try:
+        settings = IngestSettings(**{name: getattr(args, name) for name in SETTINGS})
+        with _stoppable(), _progress() as progress:
+            summary = ingest(
+                args.videos,
+                args.out,
+                annotations=args.annotations,
+                settings=settings,
+                holdout=_holdout(args.holdout),
+                jobs=args.jobs,
+                shard_samples=args.shard_samples,
+                shard_bytes=args.shard_bytes,
+                max_rejected_share=args.max_rejected_share,
+                overwrite=args.overwrite,
+                progress=progress,
+            )
+    except IngestError as error:
+        return _fail(error, 1)
+    except (ValueError, OSError) as error:
+        return _fail(error, 2)
+    except KeyboardInterrupt:
+        return _fail("stopped; nothing was written", 130)
+    print(_report(summary))
+    return 0
+
+
+def _fail(error: object, status: int) -> int:
+    if isinstance(error, OSError) and error.strerror and not error.filename:
+        error = error.strerror
+    print(f"ingest: {error}", file=sys.stderr)
+    return status
+
+
+def _holdout(pairs: Sequence[str]) -> dict[str, float]:
+    shares: dict[str, float] = {}
+    for pair in pairs:
+        name, _, share = pair.partition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            raise InputError(f"--holdout {pair!r} is not NAME=SHARE, such as test=0.2") from None
+        if not name or name == "train" or not 0 < shares[name] < 1:
+            raise InputError(
+                f"--holdout {pair!r}: a name besides train, and a share between 0 and 1"
+            )
+    if sum(shares.values()) >= 1:
+        raise InputError("--holdout leaves nothing to train on; let the shares sum to less than 1")
+    return shares
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM, as a job scheduler sends it, cleans up like Ctrl-C."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, int], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> str:
+            return f"{task.completed / max(task.elapsed or 0, 1e-3):.1f} videos/s"
+
+    bar = Progress(
+        TextColumn("ingest"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TextColumn("{task.fields[rejected]} rejected"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=Console(stderr=True),
+    )
+    task = bar.add_task("ingest", total=None, rejected=0)
+
+    def update(done: int, total: int, rejected: int) -> None:
+        bar.start()  # here, not before: a request that is refused shows no bar
+        bar.update(task, completed=done, total=total, rejected=rejected)
+
+    try:
+        yield update
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _report(s: Summary) -> str:
+    lines = [
+        f"{s.out}: {s.clips} clips ({s.seconds:.0f} s, {s.frames} frames) from {s.videos} videos, "
+        f"{s.shards} shard{'s' * (s.shards != 1)}, {s.bytes / 1e6:.1f} MB"
+    ]
+    if s.labels:
+        lines.append(f"labels: {', '.join(s.labels)}")
+    if s.splits:
+        lines.append("splits: " + ", ".join(f"{name} {n}" for name, n in s.splits.items()))
+    if s.damaged:
+        lines.append(f"damaged files: {s.damaged} clips from their sound parts")
+    if s.parts_left_out:
+        lines.append(f"left out: {s.parts_left_out} parts of videos without a face")
+    if s.rejected:
+        lines.append(f"rejected: {len(s.rejected)} (see {s.out / 'rejected.csv'})")
+        reasons = Counter(r.reason for r in s.rejected).most_common(3)
+        lines += [f"  {count} × {reason}" for reason, count in reasons]
+    return "\n".join([*lines, *(f"note: {note}" for note in s.notes)])

@@ -1,0 +1,290 @@
+"""From one video to its clips: what was seen, what is kept of it, and the cropped pictures.
+
+The video is decoded twice from its start: the first pass looks (times, damage, faces), the second
+cuts. So memory stays that of one picture whatever the length, crops come from full resolution, and
+a clip's box can depend on all of its frames; decoding is cheap beside detection and encoding. Runs
+inside the disposable process. Knows no shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from shards.ingest import faces, timing
+from shards.ingest.detect import SURE, Detector, Follower, detector, turn_of
+from shards.ingest.read import Video
+from shards.ingest.settings import IngestSettings, Rejected
+
+LOOKS_PER_SECOND = 6
+SLOWEST_LOOK = 8
+"""At most every eighth frame is skipped to: a clip of 200 frames a second may last 0.2 s."""
+DOUBTFUL = 8
+"""Looks from which it is judged whether the video lies on its side."""
+EDGE_SECONDS = 0.75
+"""A face first or last seen this close to a segment's end is taken to be there up to the end."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the first pass learned about a video of n frames."""
+
+    rate: Fraction
+    seconds: np.ndarray
+    """float64 [n], increasing from 0."""
+    runs: np.ndarray
+    """int64 [n]: frames of one run follow each other soundly; -1 marks damage."""
+    sightings: list[faces.Sighting]
+    height: int
+    width: int
+    turn: int
+    """Quarter turns, counter-clockwise, by which the file's own orientation is wrong."""
+    expected: int
+    """Frames that the file declares, or were decoded if more."""
+    breaks: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One clip to be cut."""
+
+    cut: timing.Cut
+    box: tuple[int, int, int]
+    found: float
+    people: int
+    start: float
+    rate: Fraction
+    turn: int
+    damaged: str | None
+
+    @property
+    def fps(self) -> float:
+        return float(self.rate)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A segment that gives no clip, in seconds of the video."""
+
+    start: float
+    stop: float
+    reason: str
+
+
+def survey(path: Path, settings: IngestSettings) -> Survey:
+    """The first pass. Raises Rejected where nothing can be decoded."""
+    detect = detector(settings.detector)
+    seen, doubtful = _look_through(path, settings, detect, turn=0)
+    if detect and len(doubtful) > 0.6 * len(seen.sightings[:DOUBTFUL]):
+        turn = turn_of(doubtful, detect)
+        if turn:
+            seen, _ = _look_through(path, settings, detect, turn=turn)
+    return seen
+
+
+def _look_through(
+    path: Path, settings: IngestSettings, detect: Detector | None, *, turn: int
+) -> tuple[Survey, list[np.ndarray]]:
+    """What is seen with the pictures turned, and the first pictures without a sure face."""
+    times: list[float | None] = []
+    runs: list[int] = []
+    sightings: list[faces.Sighting] = []
+    doubtful: list[np.ndarray] = []
+    height = width = 0
+    follow = Follower(detect) if detect else None
+    with Video(path, max_side=settings.max_side) as video:
+        every = _look_every(video)
+        for picture in video.pictures():
+            times.append(picture.time)
+            runs.append(-1 if picture.run is None else picture.run)
+            if picture.number and (not detect or picture.number % every or picture.run is None):
+                continue
+            rgb = np.ascontiguousarray(np.rot90(picture.rgb(), turn))
+            height, width = rgb.shape[:2]
+            if follow and picture.run is not None:
+                boxes = follow(rgb)
+                sightings.append(faces.Sighting(picture.number, boxes))
+                if len(sightings) <= DOUBTFUL and not (boxes[:, 4] >= SURE).any():
+                    doubtful.append(rgb)
+        declared, rates, events = video.declared_frames, video.declared_rates, video.damage_events
+    if not times:
+        raise Rejected(
+            "no frame can be decoded",
+            "copy it again from its source" if events else "convert it to H.264 with ffmpeg",
+        )
+    rate = timing.frame_rate(times, rates)
+    seconds, breaks = timing.continuous(times, rate)
+    expected = max(declared if events else 0, len(times))
+    seen = Survey(rate, seconds, np.array(runs), sightings, height, width, turn, expected, breaks)
+    return seen, doubtful
+
+
+def _look_every(video: Video) -> int:
+    rate = timing.frame_rate([], video.declared_rates)
+    return min(max(1, round(rate / LOOKS_PER_SECOND)), SLOWEST_LOOK)
+
+
+def plan(seen: Survey, settings: IngestSettings) -> tuple[list[Plan], list[Skipped]]:
+    """The clips of a long video: the segments in which a face is seen; and the segments without.
+
+    Raises Rejected where nothing usable is left.
+    """
+    cuts = [
+        cut
+        for span in _sound_spans(seen)
+        for cut in timing.cut_evenly(
+            seen.seconds,
+            span,
+            seen.rate,
+            clip_seconds=settings.clip_seconds,
+            min_frames=settings.min_frames,
+        )
+    ]
+    if not cuts:
+        raise too_short(max(map(len, _sound_spans(seen))), settings)
+    followed = [(cut, _followed(seen, settings, cut, trim=True)) for cut in cuts]
+    plans = [p for _, p in followed if p]
+    if not plans:
+        raise no_face(seen, settings)
+    return plans, [_skipped(seen, cut) for cut, p in followed if p is None]
+
+
+def plan_whole(seen: Survey, settings: IngestSettings) -> Plan:
+    """The video as one clip: its longest sound stretch. Raises Rejected where it cannot be used."""
+    return _plan_whole(seen, settings, max(_sound_spans(seen), key=len))
+
+
+def _sound_spans(seen: Survey) -> list[timing.Span]:
+    spans = timing.sound_spans(seen.runs)
+    if not spans:
+        raise Rejected("every frame is damaged", "copy it again from its source")
+    return spans
+
+
+def _skipped(seen: Survey, cut: timing.Cut) -> Skipped:
+    start, last = seen.seconds[cut.span.start], seen.seconds[cut.span.stop - 1]
+    return Skipped(float(start), float(last), "no face long enough in this part of the video")
+
+
+def _plan_whole(seen: Survey, settings: IngestSettings, span: timing.Span) -> Plan:
+    cut = timing.cut_whole(seen.seconds, span, seen.rate)
+    lasts = len(cut.frames) / float(seen.rate)
+    if len(cut.frames) < settings.min_frames:
+        raise too_short(len(cut.frames), settings)
+    if lasts > settings.max_seconds:
+        raise Rejected(
+            f"lasts {lasts:.0f} s, a clip that stays whole may last {settings.max_seconds:g} s",
+            "cut it, or raise --max-seconds",
+        )
+    found = _followed(seen, settings, cut, trim=False)
+    if found is None:
+        raise no_face(seen, settings)
+    return found
+
+
+def too_short(frames: int, settings: IngestSettings) -> Rejected:
+    return Rejected(
+        f"too short ({frames} sound frames, at least {settings.min_frames} are needed)",
+        "leave it out, or lower --min-frames",
+    )
+
+
+def no_face(seen: Survey, settings: IngestSettings) -> Rejected:
+    hits = sum(len(s.boxes) > 0 for s in seen.sightings)
+    return Rejected(
+        f"no face (one seen in {hits} of {len(seen.sightings)} frames looked at)",
+        "leave it out; take --detector none if it is already cropped to a face",
+    )
+
+
+def _followed(
+    seen: Survey, settings: IngestSettings, cut: timing.Cut, *, trim: bool
+) -> Plan | None:
+    """The cut with the crop that follows its main face; None where there is no such face."""
+    if settings.detector == "none":
+        box = faces.centre_box(seen.height, seen.width)
+        return _planned(seen, cut, box, found=1.0, people=1)
+    looks = _within(seen, cut.span)
+    tracks = faces.tracks(looks)
+    if not tracks:
+        return None
+    main = tracks[0]
+    if trim:
+        cut = _trimmed(seen, cut, main)
+        looks = _within(seen, cut.span)
+    share = len(main.frames) / max(1, len(looks))
+    lasting = len(main.frames) >= min(3, len(looks))
+    large = float(np.median([b[2] for b in main.boxes])) >= settings.min_face
+    if (
+        share < settings.min_found
+        or not lasting
+        or not large
+        or len(cut.frames) < settings.min_frames
+    ):
+        return None
+    people = sum(len(t.frames) >= max(2, 0.5 * len(looks)) for t in tracks)
+    box = faces.crop_box(main.boxes, margin=settings.margin)
+    return _planned(seen, cut, box, found=share, people=max(1, people))
+
+
+def _within(seen: Survey, span: timing.Span) -> list[faces.Sighting]:
+    return [s for s in seen.sightings if span.start <= s.frame < span.stop]
+
+
+def _trimmed(seen: Survey, cut: timing.Cut, track: faces.Track) -> timing.Cut:
+    """The part of the cut in which the track lives."""
+    first, last = cut.span.start, cut.span.stop - 1
+    if seen.seconds[track.frames[0]] - seen.seconds[first] > EDGE_SECONDS:
+        first = track.frames[0]
+    if seen.seconds[last] - seen.seconds[track.frames[-1]] > EDGE_SECONDS:
+        last = track.frames[-1]
+    kept = cut.frames[(cut.frames >= first) & (cut.frames <= last)]
+    return timing.Cut(kept, timing.Span(first, last + 1))
+
+
+def _planned(
+    seen: Survey, cut: timing.Cut, box: tuple[float, float, float], *, found: float, people: int
+) -> Plan:
+    pixels = faces.whole_pixels(box, height=seen.height, width=seen.width)
+    start = float(seen.seconds[cut.span.start])
+    return Plan(cut, pixels, found, people, start, seen.rate, seen.turn, damage(seen, cut.span))
+
+
+def damage(seen: Survey, span: timing.Span) -> str | None:
+    """What of the video was lost to damage, in words; None for a sound video."""
+    sound = int((seen.runs >= 0).sum())
+    if sound == seen.expected and len(timing.sound_spans(seen.runs)) == 1:
+        return None
+    return (
+        f"kept frames {span.start}-{span.stop - 1} of {seen.expected}; "
+        f"{seen.expected - sound} damaged or missing in the source"
+    )
+
+
+def pictures(
+    path: Path, plans: list[Plan], settings: IngestSettings
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The second pass: (number of the plan, uint8 [size, size, 3]) of every frame of every clip."""
+    remaining = iter(enumerate(plans))
+    number, current = next(remaining)
+    with Video(path, max_side=settings.max_side) as video:
+        for picture in video.pictures():
+            shown = int((current.cut.frames == picture.number).sum())
+            if shown:
+                if picture.run is None:
+                    raise Rejected(
+                        "decodes differently each time", "convert it to H.264 with ffmpeg"
+                    )
+                upright = np.rot90(picture.rgb(), current.turn)
+                cropped = faces.crop(upright, current.box, settings.size)
+                for _ in range(shown):
+                    yield number, cropped
+            if picture.number >= current.cut.frames[-1]:
+                number, current = next(remaining, (number, None))  # type: ignore[assignment]
+                if current is None:
+                    return
+    raise Rejected("decodes differently each time", "convert it to H.264 with ffmpeg")

@@ -1,0 +1,116 @@
+"""Which videos to ingest, and under which keys. Owns the folder scan; opens no video."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Found beside videos and never meant as such; everything else is judged by its content.
+SIDECARS = frozenset(
+    (".csv", ".tsv", ".txt", ".md", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".parquet")
+    + (".srt", ".vtt", ".ass", ".pdf", ".html", ".xlsx", ".xls", ".docx", ".log", ".py", ".sh")
+    + (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".wav", ".mp3", ".flac", ".npy", ".npz")
+    + (".pt", ".pth", ".zip", ".tar", ".gz")
+)
+LONGEST_KEY = 80
+
+
+class InputError(ValueError):
+    """What was handed in cannot be worked with as a whole; the message names the fix."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A row of the annotations file."""
+
+    label: str | None = None
+    subject_id: str | None = None
+    source_id: str | None = None
+    marks: Mapping[str, int | None] = field(default_factory=dict)
+    action_units: tuple[str, ...] = ()
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One video to ingest."""
+
+    key: str
+    path: Path
+    relative: str
+    """Within the videos folder, with slashes."""
+    annotation: Annotation | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A row of rejected.csv."""
+
+    path: str
+    reason: str
+    action: str
+
+
+def scan(videos: Path) -> tuple[list[Item], int]:
+    """All files of a folder (or the one file) by key; and how many were left out as sidecars."""
+    if videos.is_file():
+        return keyed([(videos, videos.name)]), 0
+    if not videos.is_dir():
+        raise InputError(f"there is no folder {videos}; name the folder that holds the videos")
+    found: list[tuple[Path, str]] = []
+    ignored = 0
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(videos, onerror=_unreadable, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        if (real := os.path.realpath(folder)) in seen:  # links that lead back up
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in sorted(n for n in names if not n.startswith(".")):
+            path = Path(folder) / name
+            if path.suffix.lower() in SIDECARS:
+                ignored += 1
+            else:
+                found.append((path, shown(path.relative_to(videos).as_posix())))
+    if not found:
+        others = f" ({ignored} other files)" if ignored else ""
+        raise InputError(f"no video in {videos}{others}; put video files there")
+    return keyed(found), ignored
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be listed ({error.strerror}); check its rights")
+
+
+def shown(name: str) -> str:
+    """The name as text that can be written anywhere; bytes that are not UTF-8 as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def keyed(found: Sequence[tuple[Path, str]]) -> list[Item]:
+    """Items in the order of their keys, which are unique."""
+    keys = [key_of(relative) for _, relative in found]
+    times = Counter(keys)
+    items = [
+        Item(key if times[key] == 1 else hashed(key, relative), path, relative)
+        for key, (path, relative) in zip(keys, found, strict=True)
+    ]
+    return sorted(items, key=lambda item: item.key)
+
+
+def key_of(relative: str) -> str:
+    """`a/b c.mp4` → `a_b_c_mp4`: no dot, at which WebDataset splits, and no slash."""
+    key = re.sub(r"[^A-Za-z0-9_-]+", "_", relative).strip("_")
+    plain = key and len(key) <= LONGEST_KEY
+    return key if plain else hashed(key[: LONGEST_KEY - 9], relative)
+
+
+def hashed(key: str, relative: str) -> str:
+    """The key with a mark of the whole name, for names that become the same key."""
+    mark = hashlib.sha256(relative.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{key[: LONGEST_KEY - 9]}_{mark}".lstrip("_")

@@ -1,0 +1,142 @@
+"""The caller's side of the disposable processes: a job in, its result or why there is none out.
+
+Owns the form of a job, starting and ending the zygote, and the words for each way a process can
+die. Loads no decoder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from shards.ingest.settings import IngestSettings, Rejected
+
+ROOT = Path(__file__).resolve().parents[2]
+STARTS_WITHIN = 120.0
+START = "import sys; sys.path.insert(0, {root!r}); from shards.ingest.zygote import main; main()"
+RESULT = "result.json"
+FRAMES = "frames.npy"
+STDERR = "stderr.txt"
+DISK_FULL_EXIT = 28
+
+
+def job(
+    source: Path, out: Path, settings: IngestSettings, *, kind: str, **more: Any
+) -> dict[str, Any]:
+    """A job: `kind` "clips" (mp4 files into `out`) or "frames" (one array into `out`).
+
+    `whole` keeps the video in one piece; `marks` are frame numbers of the source by name, to be
+    translated into those of the clip.
+    """
+    paths = {"source": str(source.absolute()), "out": str(out.absolute())}
+    return {"kind": kind, **paths, "settings": asdict(settings), "whole": True, "marks": {}} | more
+
+
+class Sandbox:
+    """A zygote, started on first use. One job at a time; for more at once take more of these."""
+
+    def __init__(self) -> None:
+        self._closed = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
+        self.peak_bytes = 0
+        """Memory of the last job's process."""
+
+    def run(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The job's result (see `work.perform`). Raises Rejected; OSError if the disk is full."""
+        answer = self._ask(job)
+        self.peak_bytes = answer["peak_bytes"]
+        if answer["timed_out"]:
+            raise Rejected(
+                f"took longer than {job['settings']['timeout']:g} s",
+                "cut it into shorter videos, or raise --timeout",
+            )
+        if answer["code"] == DISK_FULL_EXIT:
+            free = shutil.disk_usage(job["out"]).free
+            raise OSError(f"no room at {job['out']} for a clip ({free:,} bytes free); make room")
+        if answer["code"] != 0:
+            raise _died(answer["code"], Path(job["out"]))
+        result = json.loads((Path(job["out"]) / RESULT).read_text())
+        if "rejected" in result:
+            raise Rejected(*result["rejected"])
+        return result
+
+    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        process = self._started()
+        assert process.stdin and process.stdout
+        try:
+            process.stdin.write(json.dumps(job).encode() + b"\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            self._end()
+            raise RuntimeError("the process that decodes videos ended; see the messages above")
+        return json.loads(line)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._closed:
+            raise RuntimeError("this sandbox is closed")
+        if self._process is None or self._owner != os.getpid():
+            self._owner = os.getpid()
+            # One thread in every library: what is spent on a video stays countable and repeatable.
+            threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", START.format(root=str(ROOT))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=os.environ | threads,
+                start_new_session=True,  # Ctrl-C goes to us alone, and we end it
+            )
+            assert self._process.stdout
+            if not self._process.stdout.readline():
+                self._end()
+                raise RuntimeError("the process that decodes videos does not start; see above")
+        return self._process
+
+    def close(self) -> None:
+        """Ends the zygote and whatever it runs, for good; from any thread."""
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():
+            return
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # the session's group: zygote and its child
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream:
+                stream.close()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _died(code: int, out: Path) -> Rejected:
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = {"SIGKILL": " (out of memory?)", "SIGXCPU": " (took too long)"}.get(name, "")
+        return Rejected(f"its process died of {name}{hint}", "convert it to H.264 with ffmpeg")
+    said = (out / STDERR).read_text(errors="replace").split("\n") if (out / STDERR).exists() else []
+    said = [line for line in said if line.strip()]
+    last = said[-1] if said else f"exit code {code}"
+    return Rejected(f"cannot be processed ({last:.200})", "convert it to H.264 with ffmpeg")

@@ -1,0 +1,395 @@
+"""The predictor: the same preprocessing as evaluation, and a model that runs by itself."""
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from finetune.mixing import MixConfig
+from finetune.models.classifier import Classifier
+from finetune.predictor import Prediction, Predictor, PredictorConfig, save_predictor
+from finetune.predictor_package import CODE, package, predict_videos, stream_predictions
+from finetune.task import ClassifyTask
+from launch import registry
+from launch.tracking import TrackingConfig, create_run
+from mira.encoder import EncoderConfig
+from shards.augment import ViewConfig
+from shards.batch import Clip, collate
+from shards.ingest.settings import IngestSettings
+from shards.manifest import write_manifest
+from shards.stream import DataConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+REAL = ROOT.parent / "shared/data/videos"
+LABELS = ("calm", "glad", "cross")
+ENCODER = EncoderConfig(
+    image_size=32, frames=8, patch_size=16, dim=24, depth=2, heads=2, attention="mira_flashlite"
+)
+CONFIG = PredictorConfig(
+    encoder=ENCODER,
+    labels=LABELS,
+    stride=2,
+    views=ViewConfig(temporal=2, spatial=3),
+    face=IngestSettings(size=48, detector="none", min_frames=4),
+)
+
+
+def classifier(seed: int = 0) -> Classifier:
+    torch.manual_seed(seed)
+    model = Classifier(ENCODER, len(LABELS))
+    torch.nn.init.normal_(model.head.weight, std=1.0)  # else all classes are nearly equal
+    return model
+
+
+def write_video(path: Path, *, frames: int = 40, fps: int = 20, seed: int = 0) -> str:
+    """A square that moves over a gradient."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for t in range(frames):
+            picture = np.zeros((64, 96, 3), np.uint8)
+            picture[..., 0] = np.linspace(0, 255, 96)
+            picture[10:30, (t + 7 * seed) % 70 : (t + 7 * seed) % 70 + 20] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "best"
+    return save_predictor(folder, classifier().state_dict(), CONFIG, {"step": 3})
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("videos")
+    return [write_video(folder / f"{i}.mp4", seed=i) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def packed(saved, tmp_path_factory) -> Path:
+    return package(saved, tmp_path_factory.mktemp("packed") / "model")
+
+
+@pytest.fixture(scope="module")
+def store(packed, tmp_path_factory) -> str:
+    """URI of a store in which the model is models:/expressions@champion."""
+    output = tmp_path_factory.mktemp("store") / "out"
+    run = create_run(TrackingConfig(), output=str(output), config={}, origin={})
+    registry.register_predictor(run, packed, name="expressions", alias="champion")
+    return run.uri
+
+
+@pytest.fixture
+def predictor(saved) -> Predictor:
+    return Predictor.load(saved, device="cpu")
+
+
+def answers(predictor: Predictor, videos, **options) -> list[Prediction]:
+    return list(predictor.predict(videos, **options))
+
+
+def assert_same(one: Prediction, other: Prediction) -> None:
+    assert replace(one, video="", probabilities=None, probability=None) == replace(
+        other, video="", probabilities=None, probability=None
+    )
+    assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+
+
+def test_an_answer_is_complete(predictor, videos):
+    [answer] = answers(predictor, videos[:1])
+    assert answer.video == videos[0]
+    assert list(answer.probabilities) == list(LABELS)
+    assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert answer.label == max(answer.probabilities, key=answer.probabilities.get)
+    assert answer.probability == answer.probabilities[answer.label]
+    assert sum(answer.importance) == pytest.approx(1, abs=1e-5)
+    assert len(answer.times) == len(answer.importance)
+    assert list(answer.times) == sorted(set(answer.times))
+    assert answer.times[0] >= 0 and answer.times[-1] < 40 / 20
+    left, top, width, height = answer.box
+    assert (width, height) == (64, 64)
+    assert (left, top) == (16, 0)
+    assert answer.reason is None
+
+
+def test_inference_and_evaluation_agree_on_every_pixel_and_probability(predictor):
+    frames = np.random.default_rng(0).integers(0, 256, (40, 48, 48, 3), dtype=np.uint8)
+    views = predictor.views(frames)
+    batch = collate([Clip(views.pixels, 0, 0, "clip")], views=6, frames=8, size=32)
+    task = ClassifyTask(predictor.model, MixConfig(mixup=0.0, cutmix=0.0)).eval()
+    with torch.no_grad():
+        expected = task.predict(batch)[0]
+    got, importance = predictor.explain(views.pixels)
+    assert torch.allclose(got, expected, atol=1e-6)
+    assert importance.shape == (6, 8)
+    assert torch.allclose(importance.sum(1), torch.ones(6), atol=1e-5)
+
+
+def test_the_views_are_those_of_the_evaluation_loader(predictor, tmp_path):
+    """Through real shards and the real loader, on the frames that the loader decodes."""
+    frames, loader_pixels = loader_views(tmp_path)
+    assert (predictor.views(frames).pixels == loader_pixels).all()
+
+
+def loader_views(folder: Path):
+    """Frames of a stored clip, and the views [6, T, h, w, 3] that evaluation makes of it."""
+    from shards.clips import Clips
+    from shards.frames import decode
+    from shards.order import Slot
+    from shards.schema import Record
+
+    video = Path(write_video(folder / "stored.mp4")).read_bytes()
+    frames = decode(video, lambda n: np.arange(n))
+
+    class OneClip:
+        def row(self, shard, sample):
+            record = Record(clip_id="a", path="a", fps=20.0, num_frames=len(frames))
+            return type("Row", (), {"key": "a", "record": record})
+
+        def label(self, record):
+            return 0
+
+        def video(self, shard, row):
+            return video
+
+    slot = Slot(**dict.fromkeys(Slot._fields, 0))
+    clips = Clips(OneClip(), frames=8, stride=2, size=32, how=CONFIG.views)
+    loaded = clips[slot]
+    assert loaded[1] is None
+    return frames, loaded[0].pixels
+
+
+def test_frames_of_a_tubelet_share_its_importance_and_repeated_ones_add_up(predictor):
+    short = np.zeros((5, 48, 48, 3), np.uint8)  # fewer frames than the model takes
+    views = predictor.views(short)
+    _, importance = predictor.explain(views.pixels)
+    assert torch.equal(importance[:, 0::2], importance[:, 1::2])
+    from finetune.predictor import _by_frame
+
+    merged = _by_frame(views.indices, importance.numpy())
+    assert list(merged) == [0, 1, 2, 3, 4]
+    assert sum(merged.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_bytes_and_path_give_the_same_answer(predictor, videos):
+    by_path, by_bytes = answers(predictor, [videos[0], Path(videos[0]).read_bytes()])
+    assert by_bytes.video == "bytes"
+    assert_same(by_path, by_bytes)
+
+
+def test_a_bad_video_gets_a_reason_and_the_others_their_answers(predictor, videos, tmp_path):
+    (tmp_path / "text.mp4").write_text("not a video")
+    given = [videos[0], str(tmp_path / "text.mp4"), b"", "x" * 5000, videos[1]]
+    found = answers(predictor, given)
+    assert [answer.label is not None for answer in found] == [True, False, False, False, True]
+    for bad in found[1:4]:
+        assert bad.reason and bad.action
+        assert bad.probabilities is None
+    assert_same(found[0], answers(predictor, videos[:1])[0])
+
+
+def test_a_picture_is_made_when_it_is_asked_for(predictor, videos):
+    [answer] = answers(predictor, videos[:1], pictures=True)
+    assert answer.picture.startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the real videos are not at {REAL}")
+def test_faces_in_real_videos_are_found_and_answered():
+    face = IngestSettings(size=64)
+    predictor = Predictor(classifier(), replace(CONFIG, face=face), device="cpu")
+    names = ["pyfeat_single_face.mp4", "grid_bbaf2n.mpg", "intel_no.mkv"]
+    found = answers(predictor, [str(REAL / name) for name in names])
+    for answer in found:
+        assert answer.label in LABELS, answer.reason
+        left, top, width, height = answer.box
+        assert width == height >= 50
+        assert sum(answer.importance) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_configuration_survives_json():
+    assert PredictorConfig.from_json(json.loads(json.dumps(CONFIG.to_json()))) == CONFIG
+
+
+def test_faces_are_cropped_as_in_the_shards_that_were_trained_on(tmp_path):
+    clip = {"size": 96, "codec": "h264", "detector": "none", "margin": 0.4, "fps": "constant"}
+    write_manifest(tmp_path, [], labels=LABELS, splits={}, clip=clip, created_by={})
+    data = DataConfig(shards=(str(tmp_path),), stride=None, views=ViewConfig(temporal=3))
+    config = PredictorConfig.of(encoder=ENCODER, data=data, labels=LABELS)
+    assert (config.face.size, config.face.detector, config.face.margin) == (96, "none", 0.4)
+    assert (config.stride, config.views) == (None, ViewConfig(temporal=3))
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path):
+    from mira.weights import save_artifact
+
+    save_artifact(tmp_path / "encoder", classifier().state_dict(), {"dim": 24}, {})
+    with pytest.raises(ValueError, match="not the configuration of a predictor"):
+        Predictor.load(tmp_path / "encoder")
+    with pytest.raises(FileNotFoundError, match="model.safetensors"):
+        Predictor.load(tmp_path)
+
+
+def test_a_packed_model_opens_like_the_folder_it_was_made_of(packed, predictor, videos):
+    assert_same(
+        answers(Predictor.load(packed, device="cpu"), videos[:1])[0],
+        answers(predictor, videos[:1])[0],
+    )
+
+
+def test_a_packed_model_holds_our_code_without_caches_and_no_pickle(packed):
+    names = {p.relative_to(packed).as_posix() for p in packed.rglob("*") if p.is_file()}
+    assert {f"code/{name}/__init__.py" for name in CODE} <= names
+    assert not [n for n in names if "__pycache__" in n or n.endswith((".pyc", ".pkl"))]
+    assert not [n for n in names if "test" in n or n.startswith("code/launch")]
+    requirements = (packed / "requirements.txt").read_text().splitlines()
+    assert f"torch=={torch.__version__.partition('+')[0]}" in requirements
+    assert all("==" in line and "+" not in line for line in requirements)
+
+
+BARE = """
+import importlib, json, sys
+checkout, uri, videos, reference = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4]
+sys.meta_path = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+sys.path_hooks = [h for h in sys.path_hooks if "editable" not in repr(h).lower()]
+sys.path = [p for p in sys.path if p and not p.startswith(checkout + "/.git") and p != checkout
+            and "editable" not in p]
+sys.path_importer_cache.clear()
+for name in ("finetune", "mira", "kernels", "shards", "launch", "pretrain"):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        continue
+    raise SystemExit(f"{name} is importable: this process is not bare")
+import mlflow
+mlflow.set_tracking_uri(uri)
+model = mlflow.pyfunc.load_model(reference)
+answers = model.predict(videos)
+ours = {n: m.__file__ for n, m in sys.modules.items() if n in ("finetune", "mira", "shards")}
+print(json.dumps([answers, ours, "launch" in sys.modules]))
+"""
+
+
+def test_a_registered_model_runs_where_the_checkout_is_not_to_be_found(
+    store, predictor, videos, tmp_path
+):
+    arguments = [str(ROOT), store, json.dumps(videos), "models:/expressions@champion"]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    env |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", BARE, *arguments],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found, ours, launch = json.loads(done.stdout.splitlines()[-1])
+    assert not launch
+    assert all(str(ROOT) not in file for file in ours.values())
+    for got, expected in zip(found, answers(predictor, videos), strict=True):
+        assert got["label"] == expected.label
+        assert got["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+        assert got["importance"] == pytest.approx(expected.importance, abs=1e-5)
+
+
+def test_a_model_is_asked_in_a_process_of_its_own(store, predictor, videos, tmp_path):
+    (tmp_path / "text.mp4").write_text("not a video")
+    given = [videos[0], Path(videos[1]).read_bytes(), str(tmp_path / "text.mp4")]
+    name = "models:/expressions@champion"
+    found = predict_videos(name, given, tracking_uri=store, pictures=True)
+    for got, expected in zip(found, answers(predictor, videos), strict=False):
+        assert got.label == expected.label
+        assert got.times == pytest.approx(expected.times)
+        assert got.box == expected.box
+        assert got.picture.startswith(b"\x89PNG")
+    assert found[2].reason
+
+
+def test_the_entry_point_takes_any_table_and_any_cell(saved, videos):
+    from finetune.predictor_pyfunc import ExpressionModel
+
+    model = ExpressionModel()
+    model.load_context(SimpleNamespace(artifacts={"predictor": str(saved)}))
+
+    def ask_model(table):
+        return [answer["label"] for answer in model.predict(None, pd.DataFrame(table))]
+
+    expected = ask_model({"video": videos})
+    assert None not in expected
+    assert ask_model(videos) == expected
+    assert ask_model({"video": videos, "subject": ["a", "b"]}) == expected
+    assert ask_model({"video": [videos]}) == expected  # a dict of a list, as MLflow hands it on
+    assert ask_model({"video": [videos[0], float("nan")]}) == [expected[0], None]
+    with pytest.raises(ValueError, match="column `video`"):
+        ask_model({"a": videos, "b": videos})
+
+
+@pytest.mark.slow
+def test_a_model_is_served_over_http(packed, predictor, videos, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(packed)]
+    command += ["--env-manager", "local", "--port", str(port), "--workers", "1"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow calls uvicorn
+    env = os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PATH": path}
+    server = subprocess.Popen(command, cwd=tmp_path, env=env, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(f"{url}/ping", server)
+        data = base64.b64encode(Path(videos[1]).read_bytes()).decode()
+        sent = [videos[0], f"data:video/mp4;base64,{data}", "data:video/mp4;base64,?"]
+        by_list = ask(f"{url}/invocations", {"inputs": sent})
+        records = [{"video": video} for video in sent]
+        by_table = ask(f"{url}/invocations", {"dataframe_records": records})
+        assert by_list == by_table
+        for got, expected in zip(by_list, answers(predictor, videos), strict=False):
+            assert got["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+        assert "base64" in by_list[2]["reason"]
+        pictured = {"inputs": sent[:1], "params": {"pictures": True}}
+        picture = ask(f"{url}/invocations", pictured)[0]["picture"]
+        assert base64.b64decode(picture).startswith(b"\x89PNG")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+
+
+def ask(url: str, question: dict) -> list[dict]:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(question).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)["predictions"]
+
+
+def wait_for(url: str, server: subprocess.Popen, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.3)
+    raise TimeoutError(url)
+
+
+def test_a_model_that_cannot_be_loaded_says_why(tmp_path):
+    with pytest.raises(ValueError, match="(?s)nothing failed: .*nothing.*Its process printed"):
+        list(stream_predictions(tmp_path / "nothing", ["a.mp4"]))

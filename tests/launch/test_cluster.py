@@ -1,0 +1,219 @@
+"""Real Ray workers: the same result as without them, lost workers, errors that reach the user."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from launch.checkpoint import Checkpoints
+from launch.cluster import ClusterConfig, WorkerLost, launch
+from launch.engine import RunConfig, fit
+from launch.failures import mended_by_restart
+from tests.launch.toy import MemoryTracker, ToyStream, ToyTask
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = RunConfig(
+    steps=8, global_batch=16, micro_batch=4, base_lr=0.3, zero_stage=2, save_every=3, log_every=1
+)
+
+
+def train_or_break(config, context):
+    """A worker: trains the toy; `break` = kill or raise says what rank 1 does before step 5."""
+    folder = Path(config["output"])
+    with (folder / f"starts-of-{context.rank}").open("a") as starts:
+        starts.write("x")
+
+    def batches(start):
+        for batch in ToyStream(16, 4, context).open(start):
+            if batch.keys[0] == "s5.1":
+                if config["break"] == "raise":
+                    raise ValueError("s5.1 has no face; mend shard-000001.tar")
+                if config["break"] == "always" or not (folder / "killed").exists():
+                    (folder / "killed").touch()
+                    if config["break"] in ("kill", "always"):
+                        os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+    tracker = MemoryTracker()
+    summary = fit(
+        ToyTask(),
+        batches,
+        RUN,
+        tracker=tracker,
+        checkpoints=Checkpoints(folder / "checkpoints"),
+        context=context,
+        total_steps=RUN.steps,
+    )
+    return asdict(summary) | {"losses": tracker.losses, "threads": torch.get_num_threads()}
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    """One local Ray of two cores for this module, with its own folder and ports of its own
+    choosing."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets allow paths of 107 characters
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100_000_000,
+        _temp_dir=folder,
+        logging_config=ray.LoggingConfig(log_level="ERROR"),
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def on(workers: int, folder: Path, *, what: str = "", max_failures: int = 2) -> dict:
+    cluster = ClusterConfig(workers=workers, output=str(folder), max_failures=max_failures)
+    return launch(train_or_break, {"output": str(folder), "break": what}, cluster)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run in this process, without Ray."""
+    return on(0, tmp_path_factory.mktemp("alone"))
+
+
+def test_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
+    ray_cluster, alone, tmp_path
+):
+    torn = on(2, tmp_path, what="kill")
+    assert (tmp_path / "killed").exists()
+    assert torn["resumed_from"] == 3, "it goes on from the last checkpoint by itself"
+    assert torn["losses"] == pytest.approx(alone["losses"][3:], rel=1e-5)
+    assert torn["first_loss"] == pytest.approx(alone["first_loss"], rel=1e-6)
+    assert torn["threads"] == 1
+    assert [p.read_text() for p in sorted(tmp_path.glob("starts-*"))] == ["xx", "xx"]
+
+
+def test_error_of_one_worker_reaches_the_user_as_it_is_and_is_not_tried_again(
+    ray_cluster, tmp_path
+):
+    with pytest.raises(ValueError) as error:
+        on(2, tmp_path, what="raise")
+    assert str(error.value) == "s5.1 has no face; mend shard-000001.tar"
+    assert "on worker 1 of 2" in error.value.__notes__[0], "where it came from is kept beside"
+    assert (tmp_path / "starts-of-1").read_text() == "x"
+
+
+def test_worker_that_is_lost_again_and_again_ends_the_run(ray_cluster, tmp_path):
+    with pytest.raises(
+        WorkerLost, match=r"worker 1 died; that was failure 1, .*max_failures allows 0"
+    ):
+        on(2, tmp_path, what="always", max_failures=0)
+
+
+def test_more_workers_than_cores_is_an_error_at_once(ray_cluster, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"3 workers of 1 CPU need 3 CPUs; the cluster has 2.*--cluster.workers 2"
+    ):
+        on(3, tmp_path)
+
+
+def test_more_gpus_than_there_are_is_an_error_at_once(ray_cluster, tmp_path):
+    cluster = ClusterConfig(workers=2, gpus_per_worker=1, output=str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"need 2 GPUs; the cluster has 0.*less --cluster.gpus_per_worker"
+    ):
+        launch(train_or_break, {}, cluster)
+
+
+def test_run_in_this_process_leaves_nothing_behind(alone):
+    assert not dist.is_initialized()
+    assert "RANK" not in os.environ
+    assert len(alone["losses"]) == RUN.steps
+
+
+def test_run_in_this_process_passes_errors_on_and_can_be_followed_by_another(tmp_path, alone):
+    def fails(config, context):
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        launch(fails, {}, ClusterConfig(workers=0))
+    assert on(0, tmp_path)["losses"] == alone["losses"]
+
+
+def test_gpu_without_a_gpu_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match="gpus_per_worker 0"):
+        launch(train_or_break, {}, ClusterConfig(workers=0, gpus_per_worker=1))
+
+
+def test_output_must_be_named():
+    with pytest.raises(ValueError, match=r"--cluster\.output"):
+        launch(train_or_break, {}, ClusterConfig(workers=1))
+
+
+@pytest.mark.parametrize(
+    "error, mended",
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (dist.DistBackendError("NCCL failure"), True),
+        (OSError(errno.EIO, "input/output error"), True),
+        (OSError(errno.ENOSPC, "no space"), False),
+        (FileNotFoundError("shard-000001.tar"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (ValueError("data.shards"), False),
+        (KeyError("x"), False),
+    ],
+)
+def test_only_what_a_restart_can_mend_is_restarted(error, mended):
+    assert mended_by_restart(error) is mended
+
+
+SCRIPT = """
+import sys
+from launch.cluster import ClusterConfig, launch
+from stranger import work
+out = sys.argv[1]
+print("answer", launch(work, {"x": 20}, ClusterConfig(workers=1, output=out)))
+launch(work, {"x": -1}, ClusterConfig(workers=1, output=out))
+"""
+WORK = """
+def work(config, context):
+    if config["x"] < 0:
+        raise ValueError("x is below zero; use a positive one")
+    return {"x": config["x"] + context.world}
+"""
+
+
+@pytest.mark.slow
+def test_cluster_of_its_own_finds_modules_beside_the_script_and_fails_with_the_message(tmp_path):
+    (tmp_path / "main.py").write_text(SCRIPT)
+    (tmp_path / "stranger.py").write_text(WORK)
+    home = tmp_path / "home"
+    home.mkdir()
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "main.py", str(tmp_path / "out")],
+        cwd=tmp_path,
+        env=clean | {"HOME": str(home), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert "answer {'x': 21}" in done.stdout, done.stderr
+    assert done.returncode == 1
+    assert "ValueError: x is below zero; use a positive one" in done.stderr
+    assert not (home / ".ray" / "auth_token").exists(), "later clusters would demand the token"

@@ -1,0 +1,197 @@
+"""Models into the registry and back, against a real SQLite store."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch import registry
+from launch.store import StoreError
+from launch.tracking import RunHandle, TrackingConfig, connect, create_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunHandle:
+    folder = tmp_path_factory.mktemp("store")
+    return create_run(TrackingConfig(), output=str(folder / "out"), config={}, origin={})
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """A folder in the form of an encoder's artifact; the registry does not look inside."""
+
+    def make(content: str = "weights") -> Path:
+        folder = tmp_path / "encoder"
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_text(content)
+        (folder / "config.json").write_text(json.dumps({"dim": 3}))
+        return folder
+
+    return make
+
+
+def test_an_alias_leads_back_to_the_folder_that_was_registered(run, encoder, tmp_path):
+    made = registry.register_encoder(run, encoder(), name="faces", alias="champion")
+    assert str(made) == "models:/faces/1 (@champion)"
+    found = registry.fetch("models:/faces@champion", uri=run.uri, into=tmp_path / "got")
+    assert found == tmp_path / "got"
+    assert (found / "model.safetensors").read_text() == "weights"
+    assert (found / "config.json").exists()
+
+
+def test_the_alias_moves_to_the_new_version_and_old_versions_stay(run, encoder, tmp_path):
+    for content in ("first", "second"):
+        made = registry.register_encoder(run, encoder(content), name="moving", alias="champion")
+    assert made.version == 2
+    contents = {
+        name: (
+            registry.fetch(f"models:/moving{name}", uri=run.uri, into=tmp_path / "got")
+            / "model.safetensors"
+        ).read_text()
+        for name in ("@champion", "/1", "/2", "/latest")
+    }
+    assert contents == {"@champion": "second", "/1": "first", "/2": "second", "/latest": "second"}
+
+
+def test_an_alias_can_be_set_back(run, encoder):
+    for content in ("first", "second"):
+        registry.register_encoder(run, encoder(content), name="back", alias="champion")
+    registry.set_alias(run.uri, "back", version=1, alias="champion")
+    assert registry.resolve("models:/back@champion", uri=run.uri) == "models:/back/1"
+    with pytest.raises(StoreError, match="no version 7; it has 1, 2"):
+        registry.set_alias(run.uri, "back", version=7, alias="champion")
+
+
+def test_a_version_names_its_kind_and_run(run, encoder):
+    registry.register_encoder(run, encoder(), name="linked")
+    version = connect(run.uri).get_model_version("linked", "1")
+    assert version.tags == {"kind": "encoder"}
+    assert version.run_id == run.run_id
+    outputs = connect(run.uri).get_run(run.run_id).outputs.model_outputs
+    assert [output.model_id for output in outputs if output.model_id in version.source]
+
+
+def test_a_model_without_a_name_is_logged_with_its_run(run, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "MLmodel").write_text("flavors: {}")
+    made = registry.register_predictor(run, folder, name=None, alias="champion")
+    assert made.name is None
+    found = registry.fetch(made.uri, uri=run.uri, into=tmp_path / "got")
+    assert (found / "MLmodel").exists()
+
+
+def test_artifacts_of_a_run_are_fetched_by_path(run, encoder, tmp_path):
+    connect(run.uri).log_artifacts(run.run_id, str(encoder()), "last/encoder")
+    found = registry.fetch(
+        f"runs:/{run.run_id}/last/encoder", uri=run.uri, into=tmp_path / "folder"
+    )
+    assert (found / "model.safetensors").read_text() == "weights"
+    source = f"runs:/{run.run_id}/last/encoder/config.json"
+    file = registry.fetch(source, uri=run.uri, into=tmp_path / "file")
+    assert file == tmp_path / "file/config.json"
+    assert json.loads(file.read_text()) == {"dim": 3}
+
+
+def test_a_model_that_a_run_logged_is_fetched_by_its_kind(run, encoder, tmp_path):
+    for content in ("first", "second"):
+        registry.publish(run, encoder(content), kind="probe", name=None, alias=None)
+    found = registry.fetch(f"runs:/{run.run_id}/probe", uri=run.uri, into=tmp_path / "got")
+    assert (found / "model.safetensors").read_text() == "second"
+
+
+def test_a_path_is_taken_as_it_is(run, encoder, tmp_path):
+    folder = encoder()
+    assert registry.fetch(str(folder), uri=run.uri, into=tmp_path / "got") == folder
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        registry.fetch(str(tmp_path / "nowhere"), uri=run.uri, into=tmp_path / "got")
+
+
+def test_a_name_that_does_not_exist_lists_those_that_do(run, encoder, tmp_path):
+    registry.register_encoder(run, encoder(), name="expressions")
+    with pytest.raises(StoreError) as caught:
+        registry.fetch("models:/expresions@champion", uri=run.uri, into=tmp_path / "got")
+    message = str(caught.value)
+    assert "no model 'expresions'" in message
+    assert "Did you mean 'expressions'?" in message
+    assert "--tracking.register" in message
+    assert not list(tmp_path.glob("*got*"))
+
+
+def test_an_alias_or_version_that_does_not_exist_lists_those_that_do(run, encoder, tmp_path):
+    registry.register_encoder(run, encoder(), name="listed", alias="tested")
+    with pytest.raises(StoreError, match=r"no alias @champion; it has @tested \(version 1\)"):
+        registry.fetch("models:/listed@champion", uri=run.uri, into=tmp_path / "got")
+    with pytest.raises(StoreError, match="no version 3; it has 1"):
+        registry.fetch("models:/listed/3", uri=run.uri, into=tmp_path / "got")
+
+
+@pytest.mark.parametrize(
+    "reference", ["models:/", "models:/a/b", "models:/a@", "models:/a", "runs:/a"]
+)
+def test_a_malformed_reference_shows_the_form(run, tmp_path, reference):
+    with pytest.raises(StoreError, match="models:/NAME@ALIAS"):
+        registry.fetch(reference, uri=run.uri, into=tmp_path / "got")
+
+
+def test_a_run_or_artifact_that_does_not_exist_is_named(run, tmp_path):
+    with pytest.raises(StoreError, match="runs:/0123/encoder is not in"):
+        registry.fetch("runs:/0123/encoder", uri=run.uri, into=tmp_path / "got")
+    with pytest.raises(StoreError, match="nothing cannot be fetched"):
+        registry.fetch(f"runs:/{run.run_id}/nothing", uri=run.uri, into=tmp_path / "got")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_does_not_exist_is_named_and_not_made(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(StoreError, match="no MLflow store at sqlite"):
+        registry.fetch("models:/faces@champion", uri=uri, into=tmp_path / "got")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_model_is_refused(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
+        registry.register_encoder(run, tmp_path, name="faces")
+    with pytest.raises(FileNotFoundError, match=r"predictor_package\.package"):
+        registry.register_predictor(run, tmp_path, name="faces")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a:b", "a@b", "a'b"])
+def test_a_name_that_cannot_be_registered_is_refused_before_anything_is_uploaded(
+    run, encoder, name
+):
+    before = len(connect(run.uri).get_run(run.run_id).outputs.model_outputs)
+    with pytest.raises(StoreError, match="model name"):
+        registry.register_encoder(run, encoder(), name=name)
+    assert len(connect(run.uri).get_run(run.run_id).outputs.model_outputs) == before
+
+
+@pytest.mark.parametrize("alias", ["latest", "v3", "3", "two words", ""])
+def test_an_alias_that_mlflow_reserves_is_refused(alias):
+    with pytest.raises(StoreError, match="alias"):
+        TrackingConfig(register="faces", alias=alias)
+
+
+def test_an_upload_that_fails_leaves_no_version(run, encoder, monkeypatch):
+    client = type(connect(run.uri))
+
+    def no_room(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(client, "log_model_artifacts", no_room)
+    with pytest.raises(OSError, match="No space left"):
+        registry.register_encoder(run, encoder(), name="unfinished", alias="champion")
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match="no model 'unfinished'"):
+        registry.resolve("models:/unfinished@champion", uri=run.uri)
+
+
+def test_fetching_replaces_what_an_earlier_fetch_left(run, encoder, tmp_path):
+    registry.register_encoder(run, encoder("first"), name="again", alias="champion")
+    registry.fetch("models:/again@champion", uri=run.uri, into=tmp_path / "got")
+    (tmp_path / "got/stray").write_text("old")
+    registry.register_encoder(run, encoder("second"), name="again", alias="champion")
+    found = registry.fetch("models:/again@champion", uri=run.uri, into=tmp_path / "got")
+    assert (found / "model.safetensors").read_text() == "second"
+    assert not (found / "stray").exists()
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []

@@ -1,0 +1,365 @@
+"""The record of a run, against real MLflow stores: an SQLite file, and a server."""
+
+import contextlib
+import http.server
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch.provenance import provenance, source_revision
+from launch.registry import fetch, register_encoder
+from launch.store import StoreError, store_uri
+from launch.tracking import (
+    RunHandle,
+    SilentTracker,
+    Tracker,
+    TrackingConfig,
+    closing_run,
+    connect,
+    create_run,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = {"run": {"steps": 4, "betas": [0.9, 0.95], "clip": None}, "name": "debug", "flag": True}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("store") / "mlflow.db")
+
+
+@pytest.fixture
+def handle(store, tmp_path):
+    return open_run(f"sqlite:///{store}", tmp_path)
+
+
+def open_run(uri, folder, **settings) -> RunHandle:
+    origin = {"seed": "3", "git.dirty": "false"}
+    tracking = TrackingConfig(uri=uri, **settings)
+    return create_run(tracking, output=str(folder / "out"), config=CONFIG, origin=origin)
+
+
+def steps_of(handle: RunHandle, key: str) -> list[int]:
+    return [m.step for m in connect(handle.uri).get_metric_history(handle.run_id, key)]
+
+
+def tracker_of(handle: RunHandle) -> Tracker:
+    return Tracker(*handle, system_metrics_seconds=0)
+
+
+def test_a_run_holds_parameters_config_and_origin(handle):
+    client = connect(handle.uri)
+    run = client.get_run(handle.run_id)
+    assert run.data.params["run.steps"] == "4"
+    assert run.data.params["run.betas"] == "[0.9, 0.95]"
+    assert run.data.params["run.clip"] == "null"
+    assert run.data.tags["git.dirty"] == "false"
+    assert run.info.run_name == "out"
+    path = client.download_artifacts(handle.run_id, "config.json")
+    assert json.loads(Path(path).read_text()) == CONFIG
+
+
+def test_more_parameters_than_one_request_takes(store, tmp_path):
+    config = {f"key{i}": i for i in range(250)}
+    tracking = TrackingConfig(uri=f"sqlite:///{store}")
+    handle = create_run(tracking, output=str(tmp_path / "out"), config=config, origin={})
+    assert len(connect(handle.uri).get_run(handle.run_id).data.params) == 250
+
+
+def test_artifacts_of_a_database_lie_beside_it_and_not_in_the_current_folder(handle, store):
+    run = connect(handle.uri).get_run(handle.run_id)
+    assert run.info.artifact_uri.startswith(str(Path(store).parent / "mlartifacts"))
+
+
+def test_the_default_store_is_an_absolute_file_beside_the_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert store_uri("", "runs/demo") == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert store_uri("sqlite:///here.db", "runs/demo") == f"sqlite:///{tmp_path}/here.db"
+    assert store_uri("https://mlflow.example", "runs/demo") == "https://mlflow.example"
+
+
+@pytest.mark.parametrize("uri", ["file:///data/mlruns", "./mlruns", "mlruns", "/data/mlruns"])
+def test_a_plain_folder_as_store_is_refused_with_the_uri_to_use(uri):
+    with pytest.raises(StoreError, match=r"mlruns/mlflow\.db"):
+        store_uri(uri, "out")
+
+
+def test_a_server_that_does_not_answer_is_named_at_once(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    started = time.monotonic()
+    with pytest.raises(StoreError, match=f"no MLflow server answers at {uri}"):
+        open_run(uri, tmp_path)
+    assert time.monotonic() - started < 5
+
+
+def test_a_database_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="file/deep"):
+        open_run(f"sqlite:///{tmp_path}/file/deep/mlflow.db", tmp_path)
+
+
+def test_a_run_that_is_not_in_the_store_is_named(handle):
+    with pytest.raises(StoreError, match="no run 0123"):
+        Tracker(handle.uri, "0123")
+
+
+def test_a_deleted_experiment_is_named_with_the_way_back(store, tmp_path):
+    uri = f"sqlite:///{store}"
+    open_run(uri, tmp_path, experiment="gone")
+    client = connect(uri)
+    client.delete_experiment(client.get_experiment_by_name("gone").experiment_id)
+    with pytest.raises(StoreError, match="mlflow experiments restore"):
+        open_run(uri, tmp_path, experiment="gone")
+
+
+def test_figures_arrive_in_order_and_logging_does_not_wait(handle):
+    tracker = tracker_of(handle)
+    started = time.monotonic()
+    for step in range(60):
+        tracker.log({"loss": 1 / (step + 1), "lr": 0.1}, step)
+    queued = time.monotonic() - started
+    tracker.close()
+    assert steps_of(handle, "loss") == list(range(60))
+    assert queued < (time.monotonic() - started) / 2
+
+
+def test_steps_replayed_after_a_restart_appear_once_for_each_figure(handle):
+    first = tracker_of(handle)
+    for step in range(1, 7):
+        first.log({"loss": float(step)}, step)
+    first.log({"uar": 0.5}, 4)
+    first.flush()
+    second = tracker_of(handle)
+    for step in range(5, 9):
+        second.log({"loss": float(step)}, step)
+    second.log({"uar": 0.6}, 6)
+    second.close()
+    assert steps_of(handle, "loss") == list(range(1, 9))
+    assert steps_of(handle, "uar") == [4, 6]
+
+
+def test_a_killed_writer_is_continued_by_the_next(handle):
+    code = (
+        "import os, signal, sys\n"
+        "from launch.tracking import Tracker\n"
+        "tracker = Tracker(*sys.argv[1:], system_metrics_seconds=0)\n"
+        "[tracker.log({'loss': 1.0}, step) for step in range(5)]\n"
+        "tracker.flush()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *handle], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    tracker = tracker_of(handle)
+    for step in range(3, 8):
+        tracker.log({"loss": 1.0}, step)
+    tracker.close()
+    assert steps_of(handle, "loss") == list(range(8))
+
+
+def test_figures_that_cannot_be_stored_are_reported_at_flush(handle):
+    tracker, client = tracker_of(handle), connect(handle.uri)
+    client.delete_run(handle.run_id)
+    tracker.log({"loss": 1.0}, 1)
+    with pytest.raises(StoreError, match="1 messages with figures"):
+        tracker.flush()
+    client.restore_run(handle.run_id)
+    tracker.log({"loss": 1.0}, 2)
+    tracker.flush()
+    assert steps_of(handle, "loss") == [2]
+
+
+def test_lost_figures_do_not_fail_a_finished_job(handle):
+    tracker = tracker_of(handle)
+    connect(handle.uri).delete_run(handle.run_id)
+    tracker.log({"loss": 1.0}, 1)
+    with pytest.warns(UserWarning, match="did not reach MLflow"):
+        tracker.close()
+
+
+def test_pictures_and_files_are_found_again(handle, tmp_path):
+    tracker = tracker_of(handle)
+    tracker.figure("strip", np.full((4, 6, 3), 200, np.uint8), 20)
+    tracker.figure("confusion", b"\x89PNG", None)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/notes.txt").write_text("kept")
+    tracker.log_file(str(tmp_path / "folder"), "extra")
+    client = connect(handle.uri)
+    names = {a.path for a in client.list_artifacts(handle.run_id, "pictures")}
+    assert names == {"pictures/strip_step_000020.png", "pictures/confusion.png"}
+    path = client.download_artifacts(handle.run_id, "pictures/strip_step_000020.png")
+    from matplotlib.image import imread
+
+    assert imread(path).shape[:2] == (4, 6)
+    assert Path(client.download_artifacts(handle.run_id, "extra/notes.txt")).read_text() == "kept"
+
+
+def test_the_load_of_the_machine_is_recorded(handle):
+    tracker = Tracker(*handle, system_metrics_seconds=0.2)
+    client, name = connect(handle.uri), "system/system_memory_usage_megabytes"
+    deadline = time.monotonic() + 30
+    while name not in client.get_run(handle.run_id).data.metrics and time.monotonic() < deadline:
+        time.sleep(0.2)
+    tracker.close()
+    assert client.get_run(handle.run_id).data.metrics[name] > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("bad"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED")],
+)
+def test_a_run_ends_as_its_block_ends(handle, error, status):
+    with pytest.raises(type(error)), closing_run(handle):
+        raise error
+    run = connect(handle.uri).get_run(handle.run_id)
+    assert run.info.status == status
+    assert run.data.tags["ended_by"].startswith(type(error).__name__)
+
+
+def test_a_block_without_exception_ends_the_run_as_finished(handle):
+    with closing_run(handle):
+        pass
+    assert connect(handle.uri).get_run(handle.run_id).info.status == "FINISHED"
+
+
+def test_a_termination_signal_ends_the_run_as_killed(handle):
+    with pytest.raises(SystemExit), closing_run(handle):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert connect(handle.uri).get_run(handle.run_id).info.status == "KILLED"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_error_of_a_job_survives_a_store_that_is_gone(tmp_path):
+    handle = RunHandle("http://127.0.0.1:9", "0")
+    with pytest.raises(ValueError, match="the real reason") as caught, closing_run(handle):
+        raise ValueError("the real reason")
+    assert "was not told" in caught.value.__notes__[0]
+
+
+def test_the_silent_tracker_takes_every_call():
+    silent = SilentTracker()
+    for name in [n for n in vars(Tracker) if not n.startswith("_")]:
+        assert callable(getattr(silent, name))
+    silent.log({"loss": 1.0}, 1)
+    silent.figure("strip", b"", 1)
+
+
+def test_a_new_database_is_made_without_a_word(tmp_path):
+    code = (
+        "import sys\n"
+        "from launch.tracking import *\n"
+        "h = create_run(TrackingConfig(), output=sys.argv[1], config={'a': 1}, origin={})\n"
+        "t = Tracker(*h)\n"
+        "t.log({'loss': 1.0}, 1); t.close(); end_run(h, 'FINISHED')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "runs/a")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["mlartifacts", "mlflow.db"]
+
+
+def test_importing_the_module_does_not_import_mlflow():
+    code = "import sys, launch.tracking, launch.registry; print('mlflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_server_that_answers_with_an_error_counts_as_reachable(tmp_path):
+    """A managed server may have no /health; what it then says is MLflow's to report."""
+    from launch.store import require_usable
+
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        require_usable(f"http://127.0.0.1:{server.server_port}")
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_server_is_the_same(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
+    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(command, env=env, cwd=tmp_path, start_new_session=True)
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        wait_for(f"{uri}/health", server)
+        handle = open_run(uri, tmp_path)
+        with closing_run(handle):
+            tracker = tracker_of(handle)
+            tracker.log({"loss": 1.0}, 1)
+            tracker.figure("strip", b"\x89PNG", 1)
+            tracker.close()
+        assert steps_of(handle, "loss") == [1]
+        (tmp_path / "encoder").mkdir()
+        (tmp_path / "encoder/model.safetensors").write_text("weights")
+        register_encoder(handle, tmp_path / "encoder", name="faces", alias="champion")
+        found = fetch("models:/faces@champion", uri=uri, into=tmp_path / "got")
+        assert (found / "model.safetensors").read_text() == "weights"
+        assert connect(uri).list_artifacts(handle.run_id, "pictures")[0].file_size == 4
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+
+
+def wait_for(url: str, server: subprocess.Popen, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.3)
+    raise TimeoutError(url)
+
+
+def test_provenance_names_source_versions_machine_and_inputs(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    facts = provenance(
+        seed=5, inputs={"manifest": tmp_path / "manifest.json"}, command=["a", "b c"]
+    )
+    assert facts["seed"] == "5"
+    assert facts["command"] == "a 'b c'"
+    assert facts["input.manifest.sha256"].startswith("44136fa355b3678a")
+    assert re.match(r"\d+\.\d+", facts["version.torch"])
+    assert int(facts["host.cpus"]) >= 1
+    assert all(isinstance(value, str) for value in facts.values())
+
+
+def test_the_source_revision_tells_a_changed_checkout_from_a_clean_one(tmp_path):
+    assert source_revision(tmp_path)["git.revision"] == "unknown"
+
+    def git(*arguments):
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.com"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True)
+
+    git("init", "-q")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-qm", "first")
+    assert len(source_revision(tmp_path)["git.revision"]) == 40
+    assert source_revision(tmp_path)["git.dirty"] == "false"
+    (tmp_path / "a").write_text("2")
+    assert source_revision(tmp_path)["git.dirty"] == "true"

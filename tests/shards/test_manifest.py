@@ -1,0 +1,211 @@
+"""The disk format: written and read back, strict, and every damage noticed."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shards.index import IndexRow, ManifestError, index_shard, write_aside
+from shards.manifest import Manifest, stats, verify
+from shards.schema import Record, SchemaError
+from tests.shards.make import LABELS, record, video, write_folder, write_tar
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_folder(tmp_path / "set", [3, 2], test_every=2)
+    return tmp_path / "set"
+
+
+def rewrite(folder, change):
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_a_written_folder_reads_back_and_verifies(folder):
+    manifest = Manifest.open(folder)
+    assert verify(folder) == []
+    assert manifest.samples == 5
+    assert manifest.labels == LABELS
+    assert manifest.splits == {"train": 3, "test": 2}
+    assert [row.key for row in manifest.index(1)] == ["s1_0", "s1_1"]
+    row = manifest.index(0)[2]
+    tar = (folder / "shard-000000.tar").read_bytes()
+    assert tar[row.offset : row.offset + row.size] == video(40)
+
+
+def test_the_same_samples_make_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_folder(tmp_path / name, [2, 2])
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_select_gives_positions_by_shard(folder):
+    assert Manifest.open(folder).select(lambda r: r.split == "test") == [[1], [0]]
+
+
+def test_stats_count_by_label_and_split(folder):
+    figures = stats(folder)
+    assert figures["samples"] == 5
+    assert figures["frames"] == 100
+    assert figures["seconds"] == pytest.approx(4)
+    assert figures["labels"] == {"calm": 2, "glad": 3, "": 0}
+    assert figures["splits"] == {"train": 3, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(schema="face-shards/9"), "face-shards/9.*face-shards/1"),
+        (lambda d: d.update(colour=1), "colour"),
+        (lambda d: d.pop("labels"), "labels"),
+        (lambda d: d.update(samples=6), "counts 6 samples, its shards 5"),
+        (lambda d: d["shards"][0].pop("sha256"), "sha256"),
+    ],
+)
+def test_another_manifest_is_refused(folder, change, words):
+    rewrite(folder, change)
+    with pytest.raises(ManifestError, match=words):
+        Manifest.open(folder)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "\xff"])
+def test_an_unreadable_manifest_names_file_and_fix(folder, text):
+    path = folder / "manifest.json"
+    path.unlink()
+    if text is not None:
+        path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ManifestError, match=r"manifest.json.*python -m shards ingest"):
+        Manifest.open(folder)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-600])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.index.jsonl"])
+@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.unlink()])
+def test_verify_names_a_damaged_file(folder, name, damage):
+    damage(folder / name)
+    problems = verify(folder)
+    assert len(problems) == 1
+    assert name in problems[0]
+
+
+def test_verify_sees_an_index_that_belongs_to_another_tar(folder):
+    def claim(data):  # hashes that fit, rows that do not
+        other = index_shard(folder / "shard-000000.tar")
+        data["shards"][1] |= {"samples": 3, "index_sha256": other.index_sha256}
+        data["samples"] = 6
+
+    text = (folder / "shard-000000.index.jsonl").read_bytes()
+    (folder / "shard-000001.index.jsonl").write_bytes(text)
+    rewrite(folder, claim)
+    assert "does not hold what its index says" in verify(folder)[0]
+
+
+def test_verify_sees_records_that_contradict_themselves(tmp_path):
+    manifest = write_folder(tmp_path / "set", [1])
+    tar = tmp_path / "set" / "shard-000000.tar"
+    odd = [record(key, onset=9, apex=5, label="other", split="train") for key in ("x", "y")]
+    write_tar(tar, [(r, video()) for r in odd])
+    shard = index_shard(tar)
+    rewrite(manifest.folder, lambda d: d.update(shards=[vars(shard)], samples=2))
+    problems = verify(manifest.folder)
+    assert sum("onset 9 lies after apex 5" in problem for problem in problems) == 2
+    assert sum("'other' is unlisted" in problem for problem in problems) == 2
+
+
+@pytest.mark.parametrize("name", ["../evil", "a.b", "sub/dir"])
+def test_a_tar_with_other_names_is_no_shard(tmp_path, name):
+    write_tar(tmp_path / "shard.tar", [(record(name), video())])
+    with pytest.raises(ManifestError, match=r"shard\.tar"):
+        index_shard(tmp_path / "shard.tar")
+
+
+def test_check_files_names_what_is_missing_or_cut(folder):
+    manifest = Manifest.open(folder)
+    manifest.check_files()
+    cut(folder / "shard-000001.tar")
+    with pytest.raises(ManifestError, match=r"shard-000001\.tar was cut"):
+        manifest.check_files()
+    (folder / "shard-000001.tar").unlink()
+    with pytest.raises(ManifestError, match=r"shard-000001\.tar is missing.*ingest"):
+        manifest.check_files()
+
+
+def test_a_record_survives_json():
+    facts = record("a", onset=1, apex=3, offset=9, action_units=("L10", "14?"), votes={"glad": 3})
+    assert Record.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+    row = IndexRow("a", 512, 9, 7, facts)
+    assert IndexRow.from_line(row.to_line()) == row
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"colour": 1}, "record.colour is no field"),
+        ({"num_frames": "3"}, "record.num_frames is '3', expected int"),
+        ({"fps": True}, "record.fps is True"),
+        ({"apex_source": "guess"}, "record.apex_source is 'guess', expected one of"),
+        ({"track": {"detector": "x", "found": 1, "box": [1, 2, "3", 4]}}, r"record.track.box\[2\]"),
+        ({"votes": {"glad": 1.5}}, "record.votes.glad"),
+        ({"action_units": "4"}, "record.action_units is '4', expected a list"),
+    ],
+)
+def test_a_wrong_record_names_the_field(change, words):
+    with pytest.raises(SchemaError, match=words):
+        Record.from_json(record("a").to_json() | change)
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(SchemaError, match=r"record\.path is missing"):
+        Record.from_json({"clip_id": "a"})
+
+
+def test_writing_aside_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_aside(path, b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_aside(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_hundred_thousand_shards_open_quickly(tmp_path):
+    shard = {"samples": 1000, "bytes": 10**8, "sha256": "0" * 64, "index_sha256": "1" * 64}
+    data = {"schema": "face-shards/1", "created_by": {}, "clip": {}, "labels": [], "splits": {}}
+    data["shards"] = [{"name": f"shard-{i:06d}.tar", **shard} for i in range(100_000)]
+    (tmp_path / "manifest.json").write_text(json.dumps(data | {"samples": 10**8}))
+    start = time.perf_counter()
+    assert Manifest.open(tmp_path).samples == 10**8
+    assert time.perf_counter() - start < 3
+
+
+def test_the_disk_format_needs_no_torch_and_no_decoder():
+    """A command line that only looks at a folder starts at once."""
+    program = (
+        "import sys, shards.manifest; "
+        "print(sorted({'torch', 'numpy', 'cv2', 'av', 'decord'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert run.stdout.strip() == "[]", run.stderr

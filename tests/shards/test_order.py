@@ -1,0 +1,131 @@
+"""The order of samples: exact epochs, the same on any number of workers."""
+
+import itertools
+import random
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from shards import order as order_module
+from shards.order import PADDING, Order, check_micro_batch, check_world
+
+
+def make(counts, *, streams=4, global_batch=8, seed=0, shuffle=True):
+    return Order(counts, streams=streams, global_batch=global_batch, seed=seed, shuffle=shuffle)
+
+
+def epoch(order, number, *, world=1):
+    """The (shard, sample) pairs of one epoch, all ranks together, padding left out."""
+    steps = range(number * order.steps_per_epoch, (number + 1) * order.steps_per_epoch)
+    slots = [s for t in steps for r in range(world) for s in order.slots(t, rank=r, world=world)]
+    return [(slot.shard, slot.sample) for slot in slots if slot.shard != PADDING]
+
+
+def every_sample(counts):
+    return [(shard, sample) for shard, count in enumerate(counts) for sample in range(count)]
+
+
+def random_case(draw):
+    streams = draw.choice([1, 2, 3, 4, 6, 12])
+    counts = [draw.choice([0, 1, 2, draw.randrange(40)]) for _ in range(draw.randint(1, 9))]
+    counts[draw.randrange(len(counts))] += 1  # at least one sample
+    case = {"streams": streams, "global_batch": streams * draw.randint(1, 4)}
+    return counts, case | {"seed": draw.randrange(2**31), "shuffle": draw.random() < 0.8}
+
+
+@pytest.mark.parametrize("case", range(150))
+def test_an_epoch_holds_every_sample_once_on_any_number_of_workers(case):
+    counts, settings = random_case(random.Random(case))
+    order = make(counts, **settings)
+    worlds = [w for w in range(1, settings["streams"] + 1) if settings["streams"] % w == 0]
+    for number, world in itertools.product((0, 1), worlds):
+        assert Counter(epoch(order, number, world=world)) == Counter(every_sample(counts))
+
+
+@pytest.mark.parametrize("case", range(50))
+def test_a_step_holds_the_same_places_on_any_number_of_workers(case):
+    counts, settings = random_case(random.Random(1000 + case))
+    step = random.Random(case).randrange(50)
+    alone = make(counts, **settings).slots(step)
+    assert len(alone) == settings["global_batch"]
+    for world in (w for w in range(2, settings["streams"] + 1) if settings["streams"] % w == 0):
+        other = make(counts, **settings)  # knows nothing of the steps before
+        ranks = [other.slots(step, rank=rank, world=world) for rank in range(world)]
+        assert {len(slots) for slots in ranks} == {settings["global_batch"] // world}
+        assert all(slot.stream % world == r for r, slots in enumerate(ranks) for slot in slots)
+        assert sorted(itertools.chain(*ranks)) == sorted(alone)
+
+
+def test_fewer_samples_than_streams_leave_padding():
+    order = make([2, 1], streams=8, global_batch=8)
+    assert order.steps_per_epoch == 1
+    assert sum(slot.shard == PADDING for slot in order.slots(0)) == 5
+
+
+def test_padding_stands_only_at_the_end_of_an_epoch():
+    order = make([7, 6, 9], streams=4, global_batch=8)
+    full = range(order.steps_per_epoch - 1)
+    assert all(slot.shard != PADDING for step in full for slot in order.slots(step))
+
+
+def test_evaluation_keeps_the_order_on_disk():
+    counts = [3, 0, 4]
+    order = make(counts, streams=1, global_batch=2, shuffle=False)
+    assert epoch(order, 0) == every_sample(counts)
+
+
+def test_shards_and_samples_are_shuffled_anew_each_epoch():
+    counts = [20] * 20
+    order = make(counts, streams=1, global_batch=10)
+    first, second = epoch(order, 0), epoch(order, 1)
+    for line in (first, second):
+        assert line != every_sample(counts)
+        shards = [shard for shard, _ in itertools.groupby(line, key=lambda pair: pair[0])]
+        assert len(shards) == 20, "a shard is read in one go"
+        assert shards != sorted(shards)
+    assert first != second
+    assert epoch(make(counts, streams=1, global_batch=10, seed=1), 0) != first
+
+
+def test_all_orders_of_a_small_shard_come_equally_often():
+    seen = Counter(tuple(order_module._permutation(3, 5, trial)) for trial in range(6000))
+    assert len(seen) == 6
+    assert max(seen.values()) - min(seen.values()) < 200  # six standard deviations
+
+
+def test_every_place_has_a_seed_of_its_own():
+    order = make([1000], streams=8, global_batch=32)
+    seeds = [slot.seed for step in range(500) for slot in order.slots(step)]
+    assert len(set(seeds)) == len(seeds)
+    assert min(seeds) >= 0
+    assert max(seeds) < 2**63
+    assert abs(np.mean(seeds) / 2**62 - 1) < 0.02
+
+
+def test_the_hash_is_splitmix64():
+    # First output of the generator's published reference for seed 0.
+    assert int(order_module._hash(0)[0]) == 0xE220A8397B1DCDAF
+
+
+def test_a_hundred_thousand_shards_take_no_time():
+    order = make([1000] * 100_000, streams=64, global_batch=1024)
+    start = time.perf_counter()
+    order.slots(12_345, rank=3, world=8)
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda: make([9], streams=64, global_batch=100), "global_batch 64 or 128"),
+        (lambda: make([9], streams=64, global_batch=32), "data.streams 1, 2, 4, 8, 16, 32"),
+        (lambda: check_world(3, 64), "cluster.workers 1, 2, 4, 8, 16, 32, 64"),
+        (lambda: check_micro_batch(5, 64, 4), "run.micro_batch 1, 2, 4, 8, 16"),
+        (lambda: make([0, 0]), "no sample"),
+    ],
+)
+def test_numbers_that_do_not_divide_are_refused_with_those_that_do(act, words):
+    with pytest.raises(ValueError, match=words):
+        act()

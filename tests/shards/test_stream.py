@@ -1,0 +1,369 @@
+"""Batches from shards: exact, reproducible, resumable, and honest about what could not be read."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from shards.augment import AugmentConfig, ViewConfig
+from shards.index import ManifestError, index_shard
+from shards.ledger import Ledger
+from shards.stream import DataConfig, TooManyFailures, open_clips
+from shards.workers import WorkerDied
+from tests.shards.make import record, video, write_folder, write_tar
+
+COUNTS = (5, 3, 0, 7)
+KEYS = sorted(f"s{i}_{j}" for i, count in enumerate(COUNTS) for j in range(count))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shards") / "set"
+    write_folder(path, COUNTS, test_every=3)
+    return path
+
+
+def config(*folders, **fields):
+    small = {"streams": 4, "frames": 4, "stride": 2, "size": 32, "loader_workers": 0}
+    return DataConfig(shards=tuple(str(f) for f in folders), **small | fields)
+
+
+def opened(data, *, rank=0, world=1, start_step=0, train=True, ledger=None, batch=8, micro=2):
+    return open_clips(
+        data,
+        global_batch=batch,
+        micro_batch=micro,
+        rank=rank,
+        world=world,
+        start_step=start_step,
+        train=train,
+        ledger=ledger,
+    )
+
+
+def steps(data, count, *, world=1, start_step=0, **how):
+    """For every step what it holds, by seed: key, label, weight and pixels, all ranks together."""
+    found = [{} for _ in range(count)]
+    for rank in range(world):
+        with opened(data, rank=rank, world=world, start_step=start_step, **how) as stream:
+            batches = iter(stream)
+            for step, _ in itertools.product(range(count), range(8 // (2 * world))):
+                found[step] |= contents(next(batches))
+    return found
+
+
+def contents(batch):
+    clips = batch.pixels.reshape(len(batch), batch.views, *batch.pixels.shape[1:])
+    facts = zip(batch.keys, batch.labels.tolist(), batch.weights.tolist(), clips, strict=True)
+    return dict(zip(batch.seeds.tolist(), facts, strict=True))
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for seed in a:
+        assert a[seed][:3] == b[seed][:3]
+        assert torch.equal(a[seed][3], b[seed][3])
+
+
+@pytest.mark.parametrize("loader_workers", [0, 1, 2])
+def test_every_sample_once_an_epoch_and_the_same_pixels_on_any_workers(folder, loader_workers):
+    everything = AugmentConfig(crop="resized", flip=0.5, randaugment_ops=2, erase=0.3)
+    data = config(folder, augment=everything)
+    alone = steps(data, 4)
+    for epoch in (alone[:2], alone[2:]):
+        keys = [key for step in epoch for key, *_ in step.values() if key]
+        assert sorted(keys) == KEYS
+    for world in (1, 2, 4):
+        # Starting processes costs time: with them, one world is enough to see that pixels agree.
+        if loader_workers and world != 2:
+            continue
+        shared = steps(replace(data, loader_workers=loader_workers), 4, world=world)
+        for a, b in zip(alone, shared, strict=True):
+            same(a, b)
+
+
+@pytest.mark.parametrize(("step", "world"), [(1, 1), (2, 2), (5, 4), (31, 2)])
+def test_resuming_at_any_step_on_other_workers_serves_the_same(folder, step, world):
+    data = config(folder)
+    same(steps(data, step + 1)[-1], steps(data, 1, world=world, start_step=step)[0])
+
+
+def test_resuming_with_loader_processes_serves_the_same(folder):
+    data = config(folder, loader_workers=2)
+    same(steps(replace(data, loader_workers=0), 3)[-1], steps(data, 1, start_step=2)[0])
+
+
+def test_loading_leaves_the_random_numbers_of_the_trainer_alone(folder):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    steps(config(folder), 1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_batches_have_the_promised_form(folder):
+    with opened(config(folder), micro=4) as stream:
+        assert stream.samples == 15
+        assert stream.steps_per_epoch == 2
+        assert stream.labels == ("calm", "glad")
+        batch = next(iter(stream)).to("cpu")
+    assert len(batch) == 4
+    assert batch.pixels.shape == (4, 3, 4, 32, 32)
+    kinds = (batch.pixels, batch.labels, batch.weights, batch.seeds)
+    expected = [torch.uint8, torch.int64, torch.float32, torch.int64]
+    assert [tensor.dtype for tensor in kinds] == expected
+    red = batch.pixels[:, 0, :, 24:, 24:].float().mean(dim=(-1, -2))
+    assert torch.allclose(red.diff(dim=1), torch.tensor(16.0), atol=5), "stride 2, 8 a frame"
+
+
+def test_padding_is_black_weightless_and_nameless(folder):
+    served = [clip for step in steps(config(folder), 2) for clip in step.values()]
+    padding = [clip for clip in served if clip[0] == ""]
+    assert len(padding) == 1
+    assert padding[0][1:3] == (-1, 0.0)
+    assert not padding[0][3].any()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_evaluation_covers_every_sample_once_with_all_views(folder, world):
+    data = config(folder, views=ViewConfig(temporal=2, spatial=3))
+    seen = {}
+    for rank in range(world):
+        with opened(data, rank=rank, world=world, train=False) as stream:
+            batches = list(stream)
+        assert len(batches) == 8 // world
+        for batch in batches:
+            assert batch.views == 6
+            assert batch.pixels.shape == (12, 3, 4, 32, 32)
+            for key, _, _, clips in contents(batch).values():
+                assert key == "" or key not in seen
+                seen[key] = clips
+    seen.pop("")
+    assert sorted(seen) == KEYS
+    red = seen["s0_0"][:, 0, 0, 24:, 24:].float().mean(dim=(-1, -2))
+    assert torch.allclose(red[:3], torch.tensor(0.0), atol=4), "the first views start at frame 0"
+    assert torch.allclose(red[3:], torch.tensor(13 * 8.0), atol=4), "the others at frame 13"
+    left, middle, right = (seen["s0_0"][:3, 1, 0, 0] > 200).sum(dim=-1).tolist()
+    assert left > middle > right > 0, "less and less of the mark at the left"
+
+
+def test_evaluation_is_the_same_twice(folder):
+    with opened(config(folder), train=False) as stream:
+        first, second = ([contents(batch) for batch in stream] for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        same(a, b)
+
+
+def test_a_split_serves_its_samples_alone(folder):
+    with opened(config(folder, split="test"), train=False) as stream:
+        assert stream.samples == 5
+        keys = [key for batch in stream for key in batch.keys if key]
+    assert sorted(keys) == ["s0_2", "s1_0", "s3_0", "s3_3", "s3_6"]
+
+
+def test_several_folders_are_one_collection(folder, tmp_path):
+    write_folder(tmp_path / "more", [4], name="more_")
+    write_folder(tmp_path / "bare", [2], labels=(), name="bare_")
+    with opened(config(folder, tmp_path / "more", tmp_path / "bare"), train=False) as stream:
+        assert stream.labels == ("calm", "glad")
+        found = {clip[0]: clip[1] for batch in stream for clip in contents(batch).values()}
+    found.pop("", None)
+    assert len(found) == stream.samples == 21
+    assert {label for key, label in found.items() if key.startswith("bare_")} == {-1}
+    assert {label for key, label in found.items() if not key.startswith("bare_")} == {0, 1}
+
+
+def test_folders_with_other_labels_are_refused(folder, tmp_path):
+    write_folder(tmp_path / "other", [2], labels=("glad", "calm"))
+    with pytest.raises(ValueError, match=r"\['calm', 'glad'\].*\['glad', 'calm'\]"):
+        opened(config(folder, tmp_path / "other"))
+
+
+# What cannot be read
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A folder of 16 clips, two of which are no videos; their bytes are those that were written."""
+    half = video()[: len(video()) // 2]
+    write_folder(tmp_path / "set", [8, 8], replaced={"s0_3": b"no video", "s1_5": half})
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("loader_workers", [0, 2])
+def test_a_broken_sample_keeps_its_place_and_goes_to_the_ledger(broken, tmp_path, loader_workers):
+    data = config(broken, max_failed_share=0.2, loader_workers=loader_workers)
+    ledger = Ledger(tmp_path / "run" / "ledger.jsonl", rank=0)
+    with opened(data, train=False, ledger=ledger) as stream:
+        served = [contents(batch) for batch in stream]
+        assert {key for _, key in stream.unreadable} == {"s0_3", "s1_5"}
+    keys = [clip[0] for batch in served for clip in batch.values()]
+    assert Counter(keys) == Counter(f"s{i}_{j}" for i in range(2) for j in range(8))
+    for key, label, weight, clips in itertools.chain(*(batch.values() for batch in served)):
+        failed = key in ("s0_3", "s1_5")
+        assert weight == (0.0 if failed else 1.0)
+        assert (label == -1) == failed
+        assert clips.any() != failed
+    lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
+    facts = [(line["key"], line["step"], line["rank"]) for line in lines]
+    assert facts == [("s1_5", 0, 0), ("s0_3", 1, 0)]
+    assert lines[1]["shard"] == str(broken / "shard-000000.tar")
+    assert "no mp4" in lines[1]["reason"]
+
+
+def test_too_many_broken_samples_end_the_run(broken, tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    with (
+        pytest.raises(TooManyFailures, match=r"2 of 16 samples.*s0_3 in .*ledger\.jsonl"),
+        opened(config(broken, max_failed_share=0.1), ledger=ledger) as stream,
+    ):
+        for _ in zip(range(20), stream, strict=False):
+            pass
+    assert len(ledger.path.read_text().splitlines()) == 2
+
+
+def test_an_allowed_share_counts_over_the_whole_run(broken):
+    with opened(config(broken, max_failed_share=0.13)) as stream:
+        for _ in zip(range(40), stream, strict=False):
+            pass
+    assert stream.served == 80
+    assert stream.failed == 10
+    assert len(stream.unreadable) == 2
+
+
+def test_bytes_that_changed_since_ingest_are_never_shown(folder, tmp_path):
+    write_folder(tmp_path / "set", [4])
+    tar = tmp_path / "set" / "shard-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[512 + len(video(80)) // 2] ^= 1  # inside the first video, which decodes all the same
+    tar.write_bytes(data)
+    with opened(config(tmp_path / "set", max_failed_share=0.5), train=False) as stream:
+        weights = {c[0]: c[2] for batch in stream for c in contents(batch).values()}
+    assert weights == {"s0_0": 0.0, "s0_1": 1.0, "s0_2": 1.0, "s0_3": 1.0, "": 0.0}
+    assert "crc32" in next(iter(stream.unreadable.values())).reason
+
+
+def test_a_record_that_does_not_fit_its_video_is_a_failure(tmp_path):
+    manifest = write_folder(tmp_path / "set", [2])
+    tar = manifest.folder / "shard-000000.tar"
+    write_tar(tar, [(record("a", num_frames=21), video()), (record("b", label="new"), video())])
+    entry = json.loads((manifest.folder / "manifest.json").read_text())
+    entry["shards"] = [vars(index_shard(tar))]
+    (manifest.folder / "manifest.json").write_text(json.dumps(entry))
+    with opened(config(manifest.folder, max_failed_share=1.0), train=False) as stream:
+        list(stream)
+    reasons = [failure.reason for failure in stream.unreadable.values()]
+    assert "20 frames, its record says 21" in reasons[0]
+    assert "label 'new'" in reasons[1]
+
+
+@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.index.jsonl"])
+def test_a_missing_shard_is_named_before_anything_starts(broken, name):
+    (broken / name).unlink()
+    with pytest.raises(ManifestError, match=f"{name} is missing.*python -m shards ingest"):
+        opened(config(broken))
+
+
+def test_a_cut_shard_is_named_before_anything_starts(broken):
+    tar = broken / "shard-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-1000])
+    with pytest.raises(ManifestError, match=r"shard-000001\.tar was cut"):
+        opened(config(broken))
+
+
+@pytest.mark.parametrize("loader_workers", [0, 1])
+def test_a_shard_lost_while_training_ends_the_run_by_name(broken, loader_workers):
+    with opened(config(broken, loader_workers=loader_workers)) as stream:
+        (broken / "shard-000001.index.jsonl").write_text("{}\n")
+        with pytest.raises(ManifestError, match=r"shard-000001\.index\.jsonl is not the file"):
+            for _ in zip(range(40), stream, strict=False):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"split": "val"}, "data.split is 'val'.*splits there: test, train"),
+        ({"streams": 3}, "run.global_batch 6 or 9"),
+    ],
+)
+def test_a_config_that_cannot_be_served_says_what_can(folder, fields, words):
+    with pytest.raises(ValueError, match=words):
+        opened(config(folder, **fields))
+
+
+def test_no_folder_at_all_is_refused():
+    with pytest.raises(ValueError, match=r"data\.shards is empty"):
+        opened(config())
+
+
+@pytest.mark.parametrize("field", ["streams", "frames", "stride", "size", "prefetch"])
+def test_impossible_numbers_name_the_field(field):
+    with pytest.raises(ValueError, match=f"data.{field} is 0"):
+        DataConfig(shards=(), **{field: 0})
+
+
+# Loader processes
+
+
+def loader_processes():
+    return {child.pid for child in torch.multiprocessing.active_children()}
+
+
+def test_a_killed_loader_process_is_reported_not_waited_for(folder):
+    with opened(config(folder, loader_workers=1)) as stream:
+        batches = iter(stream)
+        next(batches)
+        (pid,) = loader_processes()
+        os.kill(pid, signal.SIGKILL)
+        start = time.monotonic()
+        with pytest.raises(WorkerDied, match=r"data\.loader_workers"):
+            for _ in zip(range(1000), batches, strict=False):
+                pass
+        assert time.monotonic() - start < 20
+
+
+def test_closing_ends_the_loader_processes(folder):
+    stream = opened(config(folder, loader_workers=2))
+    next(iter(stream))
+    assert len(loader_processes()) == 2
+    stream.close()
+    assert not loader_processes()
+
+
+SCRIPT = """
+import sys, time
+print("main was imported", flush=True)
+from shards.stream import DataConfig, open_clips
+data = DataConfig(shards=(sys.argv[1],), streams=4, frames=4, size=32, loader_workers=2)
+for attempt in range(2):
+    start = time.perf_counter()
+    with open_clips(data, global_batch=8, micro_batch=2, rank=0, world=1, train=True,
+                    ledger=None) as stream:
+        next(iter(stream))
+        print(f"first batch after {time.perf_counter() - start:.2f} s", flush=True)
+"""
+
+
+def test_loader_processes_start_without_the_main_script(folder, tmp_path, record_property):
+    """Also from a script that does not guard its main part, and quickly the second time."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    run = subprocess.run(
+        [sys.executable, script, folder], capture_output=True, text=True, timeout=120, check=True
+    )
+    lines = run.stdout.splitlines()
+    assert [line for line in lines if "imported" in line] == ["main was imported"]
+    waits = [float(line.split()[3]) for line in lines if line.startswith("first")]
+    record_property("first_start_s", waits[0])
+    record_property("next_start_s", waits[1])
+    assert waits[1] < 2
+    assert run.stderr == ""
