@@ -13,10 +13,12 @@ import tyro
 
 from finetune.predictor import Prediction
 from finetune.predictor_package import stream_predictions
+from launch.config import to_dict
 from launch.job import command, write_json
+from launch.provenance import provenance
 from launch.registry import fetch
 from launch.store import store_uri
-from launch.tracking import TrackingConfig
+from launch.tracking import Tracker, TrackingConfig, closing_run, create_run
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class PredictConfig:
     """Video files."""
     out: str = "runs/prediction"
     """Folder for `predictions.json` and the pictures."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Only `uri` is read: the store of a `models:/` name."""
+    tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(experiment="predict"))
+    """Where the model is registered, and the answers are recorded."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,15 +51,29 @@ def run(config: PredictConfig) -> list[Prediction]:
     out = Path(config.out).expanduser().absolute()
     out.mkdir(parents=True, exist_ok=True)
     model = fetch(config.model, uri=store_uri(config.tracking.uri, str(out)), into=out / "model")
-    answers = []
-    for answer in stream_predictions(model, config.videos, pictures=True):
-        show(answer)
-        if answer.picture is not None:
-            (out / f"{len(answers):03d}_{Path(answer.video).stem}.png").write_bytes(answer.picture)
-        answers.append(answer)
-    write_json(out / "predictions.json", [plain(answer) for answer in answers])
+    handle = create_run(
+        config.tracking, output=str(out), config=to_dict(config), origin=provenance(seed=0)
+    )
+    with closing_run(handle):
+        answers = ask(model, config.videos, out, Tracker(*handle, system_metrics_seconds=0))
     if all(answer.reason for answer in answers):
         raise ValueError(f"none of the {len(answers)} videos could be used; see the reasons above")
+    return answers
+
+
+def ask(model: Path, videos: Sequence[str], out: Path, tracker: Tracker) -> list[Prediction]:
+    """All answers; each is printed when it is known, its picture kept here and in MLflow."""
+    answers = []
+    for answer in stream_predictions(model, videos, pictures=True):
+        show(answer)
+        if answer.picture is not None:
+            name = f"{len(answers):03d}_{Path(answer.video).stem}"
+            (out / f"{name}.png").write_bytes(answer.picture)
+            tracker.figure(name, answer.picture)
+        answers.append(answer)
+    write_json(out / "predictions.json", [plain(answer) for answer in answers])
+    tracker.log_file(str(out / "predictions.json"))
+    tracker.close()
     return answers
 
 

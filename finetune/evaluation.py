@@ -7,7 +7,6 @@ Clips are sampled, cropped and viewed as the predictor's own configuration says.
 
 import csv
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from finetune.metrics import ClassificationMeter
+from finetune.metrics import ClassificationMeter, LabelledBatch
 from finetune.mixing import MixConfig
 from finetune.pictures import confusion_matrix_picture
 from finetune.predictor import Predictor
@@ -28,7 +27,6 @@ from launch.job import attached, command, drive, write_json
 from launch.registry import fetch
 from launch.store import store_uri
 from launch.tracking import TrackingConfig
-from shards.batch import ClipBatch
 from shards.stream import DataConfig, open_clips
 
 
@@ -64,7 +62,7 @@ class RecordingMeter(ClassificationMeter):
         self.rows: list[tuple[str, int, list[float]]] = []
         """Key, label (-1 unknown), probabilities: this rank's clips, then those of all ranks."""
 
-    def update(self, output: Tensor, batch: ClipBatch) -> None:
+    def update(self, output: Tensor, batch: LabelledBatch) -> None:
         """Count one micro-batch; arguments as in `ClassificationMeter`."""
         super().update(output, batch)
         weights, labels = batch.weights.tolist(), batch.labels.tolist()
@@ -116,27 +114,25 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     task = ClassifyTask(predictor.model, MixConfig())
     meter = RecordingMeter(predictor.config.labels)
     batch = config.batch * context.world
-    with closing(
-        open_clips(
-            data_of(config, predictor, streams=context.world),
-            global_batch=batch,
-            micro_batch=config.batch,
-            rank=context.rank,
-            world=context.world,
-            train=False,
-            ledger=None,
-        )
+    with open_clips(
+        data_of(config, predictor, streams=context.world),
+        global_batch=batch,
+        micro_batch=config.batch,
+        rank=context.rank,
+        world=context.world,
+        train=False,
+        ledger=None,
     ) as stream:
         check_labels(stream.labels, predictor.config.labels)
         found = evaluate(task, stream, meter, context=context)
     result = {"labels": list(predictor.config.labels), **found}
     with attached(payload, context) as tracker:
-        tracker.log({f"{config.split}/{name}": value for name, value in found.items()}, 0)
+        tracker.log({f"{config.split or 'all'}/{name}": value for name, value in found.items()}, 0)
         if context.rank == 0:
             write(meter, result, Path(config.cluster.output))
             image = confusion_matrix_picture(meter.confusion, meter.labels)
-            tracker.figure(f"confusion_{config.split}", image)
-            tracker.log_file(str(Path(config.cluster.output, "predictions.csv")))
+            tracker.figure(f"confusion_{config.split or 'all'}", image, 0)
+            tracker.log_file(str(Path(config.cluster.output, "predictions.csv")), "")
     return result
 
 

@@ -6,7 +6,6 @@ kept. The loop is `launch/engine.py`, the network `models/`, the objective `task
 
 import json
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     world = max(1, config.cluster.workers)
     if config.validation_split is not None:
         open_split(config, config.validation_split, rank=0, world=world).close()
-    with closing(open_train(config, rank=0, world=world)) as stream:
+    with open_train(config, rank=0, world=world) as stream:
         steps = config.run.total_steps(stream.steps_per_epoch)
         print(f"{stream.samples} clips of {len(stream.labels)} classes, {steps} steps")
     if config.init is not None:
@@ -70,7 +69,7 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     output = Path(config.cluster.output)
     with (
         attached(payload, context) as tracker,
-        closing(open_train(config, rank=context.rank, world=context.world)) as probe,
+        open_train(config, rank=context.rank, world=context.world) as probe,
     ):
         task = build(config, probe.labels, verbose=context.rank == 0)
         best = Best(config, output / "best", probe.labels, payload["origin"])
@@ -120,21 +119,20 @@ class Best:
     def evaluator(self, tracker: Tracker, context: WorkerContext):
         """What the engine calls when an evaluation is due."""
 
-        def measure(task: ClassifyTask, step: int) -> dict[str, float]:
+        def measure(task: Any, step: int) -> dict[str, float]:
             split = self.config.validation_split
             if split is None:
                 return {}
             meter = ClassificationMeter(len(self.labels), self.labels)
-            with closing(
-                open_split(self.config, split, rank=context.rank, world=context.world)
-            ) as stream:
+            with open_split(self.config, split, rank=context.rank, world=context.world) as stream:
                 found = evaluate(
                     task, stream, meter, context=context, precision=self.config.run.precision
                 )
             if context.rank == 0:
                 image = confusion_matrix_picture(meter.confusion, self.labels)
                 tracker.figure(f"confusion_{split}", image, step)
-                if self.score() is None or found[SELECTED_BY] > self.score():
+                before = self.score()
+                if before is None or found[SELECTED_BY] > before:
                     self.write(
                         self.folder,
                         task,

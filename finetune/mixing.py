@@ -5,6 +5,7 @@ Owns the mixing of a batch on its device. It knows no model and no loss.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -53,42 +54,31 @@ def mix(
     smooth = mix.label_smoothing / classes
     targets = functional.one_hot(labels.clamp(min=0), classes).float()
     targets = targets * (1 - mix.label_smoothing) + smooth
-    generator = torch.Generator().manual_seed(int(seeds[0]) & (2**63 - 1)) if len(seeds) else None
+    rng = np.random.default_rng(seeds.tolist())
     valid = (weights > 0).nonzero().squeeze(1)
     enabled = mix.mixup > 0 or mix.cutmix > 0
-    if not enabled or len(valid) < 2 or _uniform(generator) >= mix.probability:
+    if not enabled or len(valid) < 2 or rng.random() >= mix.probability:
         return pixels, targets
     partner = torch.arange(len(labels), device=labels.device)
     partner[valid] = valid.roll(1)
-    cut = mix.cutmix > 0 and (mix.mixup == 0 or _uniform(generator) < mix.cutmix_share)
+    cut = mix.cutmix > 0 and (mix.mixup == 0 or rng.random() < mix.cutmix_share)
     if cut:
-        pixels, kept = _paste(pixels, partner, _beta(mix.cutmix, generator), generator)
+        pixels, kept = _paste(pixels, partner, rng.beta(mix.cutmix, mix.cutmix), rng)
     else:
-        kept = _beta(mix.mixup, generator)
+        kept = rng.beta(mix.mixup, mix.mixup)
         pixels = pixels * kept + pixels[partner] * (1 - kept)
     return pixels, targets * kept + targets[partner] * (1 - kept)
 
 
 def _paste(
-    pixels: Tensor, partner: Tensor, kept: float, generator: torch.Generator | None
+    pixels: Tensor, partner: Tensor, kept: float, rng: np.random.Generator
 ) -> tuple[Tensor, float]:
     """Paste one box of the partner, through all frames; returns the share really kept."""
     h, w = pixels.shape[-2:]
     side = (1 - kept) ** 0.5
-    y, x = int(_uniform(generator) * h), int(_uniform(generator) * w)
+    y, x = int(rng.integers(h)), int(rng.integers(w))
     top, bottom = max(0, y - int(h * side) // 2), min(h, y + int(h * side) // 2)
     left, right = max(0, x - int(w * side) // 2), min(w, x + int(w * side) // 2)
     mixed = pixels.clone()
     mixed[..., top:bottom, left:right] = pixels[partner][..., top:bottom, left:right]
     return mixed, 1 - (bottom - top) * (right - left) / (h * w)
-
-
-def _uniform(generator: torch.Generator | None) -> float:
-    return float(torch.rand((), generator=generator))
-
-
-def _beta(concentration: float, generator: torch.Generator | None) -> float:
-    """A draw of Beta(a, a) from two Gamma draws, so that the generator alone decides."""
-    rates = torch.full((2,), concentration, dtype=torch.float64)
-    first, second = torch._standard_gamma(rates, generator=generator).tolist()
-    return first / (first + second)

@@ -163,7 +163,7 @@ RECIPES = {f.__name__: f for f in (debug, demo, vit_s, vit_b, vit_l, vit_h)}
 
 
 def _published(encoder: EncoderConfig, *, base_lr: float, micro_batch: int) -> FinetuneConfig:
-    """What all sizes share: 16 frames of 224 px at stride 4, FlashLite with a clip's own statistics.
+    """What all sizes share: 16 frames of 224 px, stride 4, FlashLite with a clip's own statistics.
 
     Layer decay 0.75, mixup 0.8, CutMix 1, smoothing 0.1, RandAugment m7 n4, erasing 0.25, drop
     path 0.1, 5 of 100 epochs of warm-up. Exact MiRA is `--encoder.attention mira_exact`.

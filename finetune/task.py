@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from finetune.mixing import MixConfig, mix
 from finetune.models.classifier import Classifier
+from finetune.predictor import probabilities
 from launch.parameters import decay_groups
 from mira.tubelets import normalise
 from shards.batch import ClipBatch
@@ -55,8 +56,7 @@ class ClassifyTask(nn.Module):
 
     def predict(self, batch: ClipBatch) -> Tensor:
         """Probabilities [B, classes], float32, averaged over a clip's views."""
-        probabilities = self.model(normalise(batch.pixels)).float().softmax(1)
-        return probabilities.unflatten(0, (-1, batch.views)).mean(1)
+        return probabilities(self.model(normalise(batch.pixels)), views=batch.views)
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Rate of layer i of L: decay^(L + 1 - i), patch embedding 0, head L + 1 (BEiT's rule)."""

@@ -5,16 +5,12 @@ in order, shows their progress, and keeps all that they make in one folder. Each
 of its own in it (`run-01`, `run-02`, …), so it can be run again; videos and shards are kept.
 """
 
+import csv
 import json
 import os
-import re
-import shlex
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +18,12 @@ _HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(_HERE.parent), *(p for p in sys.path if p and Path(p).resolve() != _HERE)]
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from launch.head import local_head
+from launch.steps import CONSOLE, ROOT, StepFailed, direct, step
 
-ROOT = _HERE.parent
-CONSOLE = Console()
 WORKERS = 2
 MODEL = "face-expression-demo"
 
@@ -47,10 +40,6 @@ class DemoConfig:
     """CSV with `path` and `label` columns for your videos: fine-tunes on them too."""
     recipe: str = "demo"
     """Recipe of both trainings: `demo` (minutes) or `debug` (seconds)."""
-
-
-class StepFailed(Exception):
-    """A step ended with an error; its message was shown."""
 
 
 def main() -> int:
@@ -137,8 +126,6 @@ def predict(
     run: Path, videos: Path, annotations: Path, tracking: list[str]
 ) -> tuple[str, str, str]:
     """Ask the registered model, in a fresh process, about a video of a held-out subject."""
-    import csv
-
     with annotations.open(newline="") as file:
         rows = [r for r in csv.DictReader(file) if r.get("split", "test") == "test"]
     chosen = next(r for r in rows if r["label"] != "neutral")
@@ -149,109 +136,6 @@ def predict(
     answer = json.loads((run / "prediction/predictions.json").read_text())[0]
     text = f"{answer['label']} ({answer['probability']:.0%}), labelled {chosen['label']}"
     return "prediction", text, str(run / "prediction")
-
-
-# -- showing a step ------------------------------------------------------------------------------
-
-
-def direct(title: str, command: list[str]) -> None:
-    """A step that shows its own progress."""
-    CONSOLE.print(f"[bold]{title}[/] [dim]{escape(shlex.join(command))}[/]")
-    done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, env=environment())
-    if done.returncode:
-        raise StepFailed(f"{title} ended with {done.returncode}")
-
-
-def step(title: str, command: list[str], log: Path, *, doing: str = "starting workers") -> None:
-    """A step whose output goes to a log; its `step a/b` lines drive a bar."""
-    CONSOLE.print(f"[bold]{title}[/] [dim]{escape(shlex.join(short(command)))}[/]")
-    with log.open("w") as file, child(command) as process, bar() as progress:
-        task = progress.add_task(doing, total=None)
-        for line in process.stdout or ():
-            file.write(line)
-            file.flush()
-            follow(line, progress, task)
-        code = process.wait()
-        if code == 0:
-            finish(progress, task)
-    if code:
-        CONSOLE.print(escape("\n".join(told(log)[-12:])))
-        raise StepFailed(f"{title} ended with {code}; the whole log: {log}")
-
-
-def told(log: Path) -> list[str]:
-    """The lines of a log that the command itself wrote, without those of Ray's job submission."""
-    ray = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+\s|^Running entrypoint")
-    return [line for line in log.read_text().splitlines() if line.strip() and not ray.match(line)]
-
-
-def follow(line: str, progress: Progress, task) -> None:
-    """Move the bar by a line such as `step 40/200 · loss 0.9132 · …`."""
-    at = line.find("step ")
-    words = line[at:].split(" · ")
-    count = words[0].removeprefix("step ").split("/")
-    if at < 0 or len(count) != 2 or not all(c.strip().isdigit() for c in count):
-        return
-    shown = " · ".join(w.strip() for w in words[1:] if w.startswith(("loss", "clips")) or "/s" in w)
-    done, total = (int(c) for c in count)
-    progress.update(task, completed=done, total=total, description=escape(shown))
-
-
-def finish(progress: Progress, task) -> None:
-    """Fill the bar of a step that told no count."""
-    if progress.tasks[task].total is None:
-        progress.update(task, total=1, completed=1, description="done")
-
-
-def bar() -> Progress:
-    """Bar, share, text, time spent and left."""
-    return Progress(
-        BarColumn(30),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-        console=CONSOLE,
-    )
-
-
-@contextmanager
-def child(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """A child process that never outlives this one."""
-    program = [str(Path(sys.executable).parent / command[0]), *command[1:]]
-    process = subprocess.Popen(
-        program,
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def environment() -> dict[str, str]:
-    """This process's, with the interpreter's folder first: Ray looks `python` up on the PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, "PATH": path, "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
-
-
-def short(command: list[str]) -> list[str]:
-    """The part of a command that a person would type."""
-    return [c.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".") for c in command]
-
-
-# -- the closing table ---------------------------------------------------------------------------
 
 
 def shard_row(shards: Path) -> tuple[str, str, str]:

@@ -93,7 +93,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _environment() -> dict[str, str]:
-    """Jobs look `python` up on the head's PATH; a token file must not be left in the home folder."""
+    """Jobs look `python` up on the head's PATH; no token file may be left in the home folder."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {**os.environ, "PATH": path, "RAY_AUTH_MODE": "disabled"}
 

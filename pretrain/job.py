@@ -5,19 +5,18 @@ Owns what the driver checks before it starts and what each worker builds. The lo
 """
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from launch import registry
 from launch.checkpoint import Checkpoints, fp32_state
 from launch.cluster import WorkerContext
 from launch.config import absolute_paths, from_dict, parse, to_dict
 from launch.engine import evaluate, fit
 from launch.job import attached, command, drive, summarise
-from launch.registry import register_encoder
 from launch.task import Tracker
 from launch.tracking import RunHandle
 from mira.tubelets import normalise
@@ -42,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Check everything that can be checked here, then train on the cluster; returns the summary."""
     config = absolute_paths(config, "data.shards", "cluster.output")
-    with closing(open_train(config, rank=0, world=max(1, config.cluster.workers))) as stream:
+    with open_train(config, rank=0, world=max(1, config.cluster.workers)) as stream:
         steps = config.run.total_steps(stream.steps_per_epoch)
         print(f"{stream.samples} clips, {stream.steps_per_epoch} steps an epoch, {steps} steps")
     inputs = {f"manifest_{i}": Path(d, "manifest.json") for i, d in enumerate(config.data.shards)}
@@ -65,7 +64,7 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
     with (
         attached(payload, context) as tracker,
-        closing(open_train(config, rank=context.rank, world=context.world)) as probe,
+        open_train(config, rank=context.rank, world=context.world) as probe,
     ):
         summary = fit(
             task,
@@ -83,7 +82,6 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         )
         if context.rank == 0:
             save_encoder(config, task, output / "encoder", payload["origin"], summary.steps)
-            tracker.log_file(str(output / "encoder"), "encoder")
     return summarise(summary)
 
 
@@ -104,7 +102,7 @@ def open_train(
 
 
 def open_held_out(config: PretrainConfig, context: WorkerContext) -> ClipStream:
-    """Clips to look at and to measure on: the validation split, or where there is none, training's."""
+    """Clips to look at and to measure on: the validation split, or without one, training's."""
     split = config.validation_split or config.data.split
     return open_clips(
         replace(config.data, split=split),
@@ -125,13 +123,13 @@ def measure(
     context: WorkerContext,
 ) -> dict[str, float]:
     """The held-out loss, if a split is named for it, and a picture of what the model sees."""
-    with closing(open_held_out(config, context)) as stream:
+    with open_held_out(config, context) as stream:
         batch = next(iter(stream))
     if context.rank == 0:
         tracker.figure("reconstruction", picture(task, batch.to(context.device)), step)
     if config.validation_split is None:
         return {}
-    with closing(open_held_out(config, context)) as stream:
+    with open_held_out(config, context) as stream:
         found = evaluate(task, stream, LossMeter(), context=context, precision=config.run.precision)
     return {f"{config.validation_split}/{name}": value for name, value in found.items()}
 
@@ -157,14 +155,12 @@ def save_encoder(
 def publish(
     config: PretrainConfig, handle: RunHandle, output: Path, summary: dict[str, Any]
 ) -> dict[str, Any]:
-    """Register the encoder where a name was given for it."""
-    made = {"encoder": str(output / "encoder")}
-    if config.tracking.register is None:
-        return made
-    version = register_encoder(
+    """Log the encoder with its run, and register it where a name was given for it."""
+    version = registry.publish(
         handle,
         output / "encoder",
+        kind="encoder",
         name=config.tracking.register,
         alias=config.tracking.alias,
     )
-    return made | {"model": version.uri}
+    return {"encoder": str(output / "encoder"), "model": version.uri}
