@@ -4,7 +4,8 @@
 
 Both networks hold the same weights and take the same clips, masks and labels; a step is forward,
 backward and AdamW. They run in turn in one process, so that whatever else the machine does meets
-both. Before anything is timed, loss and gradients are compared; where they differ no figure is
+both; on a machine that other work keeps busy, `--threads 1 --clock cpu` counts the process's own
+seconds. Before anything is timed, loss and gradients are compared; where they differ no figure is
 printed. Rows are appended to benchmarks/results/train_step.csv.
 """
 
@@ -35,6 +36,7 @@ WARM_UP = 2
 EPS = 1e-6
 CLASSES = 7
 PRECISIONS = ("fp32", "bf16", "autocast")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,13 @@ class Contestant:
         loss.backward()
         return loss.item()
 
-    def step(self) -> float:
-        """Seconds of one training step."""
-        start = time.perf_counter()
+    def step(self, clock: Callable[[], float]) -> float:
+        """Seconds of one training step by a clock."""
+        start = clock()
         self.backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
-        return time.perf_counter() - start
+        return clock() - start
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients of one step in transformers' names, float32."""
@@ -181,21 +183,21 @@ def distance(grads: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
     return sum(float((grads[n] - t).square().sum()) for n, t in truth.items()) ** 0.5 / norm
 
 
-def measure(case: Case, precision: str, steps: int) -> tuple[list[float], list[float]]:
+def measure(case: Case, precision: str, steps: int, clock: str) -> tuple[list[float], list[float]]:
     """Seconds of `steps` steps of ours and of theirs, taken in turn, the first ones changing."""
     pair = contestants(case, precision)
     seconds: tuple[list[float], list[float]] = ([], [])
     for step in range(WARM_UP + steps):
         for which in (0, 1) if step % 2 else (1, 0):
-            taken = pair[which].step()
+            taken = pair[which].step(CLOCKS[clock])
             if step >= WARM_UP:
                 seconds[which].append(taken)
     return seconds
 
 
-def rows(name: str, precision: str, steps: int) -> Iterator[dict[str, object]]:
+def rows(name: str, precision: str, steps: int, clock: str) -> Iterator[dict[str, object]]:
     """The two result rows of a case; ratios are ours over theirs, of medians and of each turn."""
-    own, other = measure(CASES[name], precision, steps)
+    own, other = measure(CASES[name], precision, steps, clock)
     turns = [a / b for a, b in zip(own, other, strict=True)]
     for model, seconds in (("ours", own), ("transformers", other)):
         yield {
@@ -203,6 +205,7 @@ def rows(name: str, precision: str, steps: int) -> Iterator[dict[str, object]]:
             "device": "cpu",
             "cpu": processor(),
             "threads": torch.get_num_threads(),
+            "clock": clock,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -251,7 +254,10 @@ def main() -> int:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     unknown = set(options.cases) - set(CASES)
     if unknown:
         parser.error(f"no case {', '.join(sorted(unknown))}; choose of {', '.join(CASES)}")
@@ -263,7 +269,7 @@ def main() -> int:
                 failed += 1
                 print(f"{name} {precision}: not timed, {problem}", flush=True)
                 continue
-            found = list(rows(name, precision, options.steps))
+            found = list(rows(name, precision, options.steps, options.clock))
             append(found)
             print(
                 f"{name} {precision}: ours {found[0]['p50_s']} s, transformers "

@@ -47,10 +47,17 @@ def run(config: PredictConfig) -> list[Prediction]:
         raise ValueError("no video was named: launch/predict.py MODEL VIDEO …")
     missing = [video for video in config.videos if not Path(video).expanduser().is_file()]
     if missing:
-        raise FileNotFoundError(f"no such video: {', '.join(missing)}")
+        raise FileNotFoundError(
+            f"no such video: {', '.join(missing)}; give paths of video files on this machine"
+        )
     out = Path(config.out).expanduser().absolute()
-    out.mkdir(parents=True, exist_ok=True)
     model = fetch(config.model, uri=store_uri(config.tracking.uri, str(out)), into=out / "model")
+    if not (model / "MLmodel").is_file():
+        raise ValueError(
+            f"{model} is not a packaged model; give models:/NAME@ALIAS, or the folder `model` that "
+            "fine-tuning wrote"
+        )
+    out.mkdir(parents=True, exist_ok=True)
     handle = create_run(
         config.tracking, output=str(out), config=to_dict(config), origin=provenance(seed=0)
     )

@@ -27,7 +27,9 @@ from launch.job import attached, command, drive, write_json
 from launch.registry import fetch
 from launch.store import store_uri
 from launch.tracking import TrackingConfig
-from shards.stream import DataConfig, open_clips
+from shards.ledger import Ledger
+from shards.stream import DataConfig, TooManyFailures, open_clips, open_collection
+from shards.workers import WorkerDied
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class EvaluateConfig:
     """Clips a worker computes at once."""
     loader_workers: int = 2
     """Processes that decode, of each worker; 0 decodes in the worker itself."""
+    max_failed_share: float = 0.01
+    """The evaluation stops when more than this share of the clips cannot be read."""
     cluster: ClusterConfig = field(
         default_factory=lambda: ClusterConfig(workers=0, output="runs/evaluate")
     )
@@ -84,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     """The command line of `launch/evaluate.py`."""
     about = "Measure a fine-tuned model on a split of shards."
     config = tyro.cli(EvaluateConfig, prog="launch/evaluate.py", description=about, args=list(argv))
-    return command(lambda: run(config))
+    return command(lambda: run(config), told=(TooManyFailures, WorkerDied))
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
@@ -92,6 +96,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     config = absolute_paths(config, "shards", "cluster.output")
     if not config.model:
         raise ValueError("model is empty: name one with --model models:/NAME@ALIAS or a folder")
+    check_shards(config)
     output = Path(config.cluster.output)
     uri = store_uri(config.tracking.uri, str(output))
     local = fetch(config.model, uri=uri, into=output / "fetched")
@@ -121,7 +126,7 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         rank=context.rank,
         world=context.world,
         train=False,
-        ledger=None,
+        ledger=Ledger(Path(config.cluster.output, "ledger.jsonl"), rank=context.rank),
     ) as stream:
         check_labels(stream.labels, predictor.config.labels)
         found = evaluate(task, stream, meter, context=context)
@@ -147,8 +152,16 @@ def data_of(config: EvaluateConfig, predictor: Predictor, *, streams: int) -> Da
         stride=own.stride,
         size=own.encoder.image_size,
         loader_workers=config.loader_workers,
+        max_failed_share=config.max_failed_share,
         views=own.views,
     )
+
+
+def check_shards(config: EvaluateConfig) -> None:
+    """ValueError unless there are whole shards with clips of the split, before anything starts."""
+    if not config.shards:
+        raise ValueError("shards is empty: name shard folders with --shards DIR …")
+    open_collection(DataConfig(shards=config.shards, split=config.split))
 
 
 def check_labels(found: Sequence[str], known: Sequence[str]) -> None:
@@ -163,10 +176,12 @@ def check_labels(found: Sequence[str], known: Sequence[str]) -> None:
 def write(meter: RecordingMeter, result: dict[str, Any], folder: Path) -> None:
     """`metrics.json` with the confusion matrix, and `predictions.csv` with a row a clip."""
     write_json(folder / "metrics.json", {**result, "confusion": meter.confusion.tolist()})
-    with (folder / "predictions.csv").open("w", newline="") as file:
+    aside = folder / ".predictions.csv.writing"
+    with aside.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["key", "label", "prediction", *meter.labels])
         for key, label, shares in meter.rows:
             truth = meter.labels[label] if label >= 0 else ""
             best = meter.labels[max(range(len(shares)), key=shares.__getitem__)]
             rows.writerow([key, truth, best, *(f"{share:.6f}" for share in shares)])
+    aside.replace(folder / "predictions.csv")

@@ -5,7 +5,8 @@ kept. The loop is `launch/engine.py`, the network `models/`, the objective `task
 """
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ from launch.job import attached, command, drive, summarise
 from launch.registry import fetch, register_predictor
 from launch.task import Tracker
 from launch.tracking import RunHandle, store_uri
+from shards.batch import ClipBatch
 from shards.ledger import Ledger
-from shards.stream import ClipStream, open_clips
+from shards.manifest import Manifest
+from shards.stream import ClipStream, TooManyFailures, open_clips
+from shards.workers import WorkerDied
 
 SELECTED_BY = "uar"  # the figure on the validation split that picks the best step
 
@@ -36,7 +40,10 @@ SELECTED_BY = "uar"  # the figure on the validation split that picks the best st
 def main(argv: Sequence[str]) -> int:
     """The command line of `launch/finetune.py`."""
     about = "Fine-tune a video transformer for expression recognition."
-    return command(lambda: run(parse(RECIPES, argv, prog="launch/finetune.py", description=about)))
+    return command(
+        lambda: run(parse(RECIPES, argv, prog="launch/finetune.py", description=about)),
+        told=(TooManyFailures, WorkerDied),
+    )
 
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
@@ -48,10 +55,11 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     with open_train(config, rank=0, world=world) as stream:
         steps = config.run.total_steps(stream.steps_per_epoch)
         print(f"{stream.samples} clips of {len(stream.labels)} classes, {steps} steps")
+        check_labelled(config, stream.samples)
     if config.init is not None:
         uri = store_uri(config.tracking.uri, config.cluster.output)
         local = fetch(config.init, uri=uri, into=Path(config.cluster.output) / "init")
-        config = replace(config, init=str(local))
+        config = replace(config, init=str(local.absolute()))
     inputs = {f"manifest_{i}": Path(d, "manifest.json") for i, d in enumerate(config.data.shards)}
     return drive(
         train,
@@ -74,21 +82,26 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         task = build(config, probe.labels, verbose=context.rank == 0)
         best = Best(config, output / "best", probe.labels, payload["origin"])
         ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
+        checkpoints = Checkpoints(
+            output / "checkpoints",
+            keep=config.run.keep_checkpoints,
+            model=to_dict(config)["encoder"] | {"labels": list(probe.labels)},
+        )
+        if context.rank == 0 and checkpoints.latest() is None:
+            best.forget()
         summary = fit(
             task,
-            lambda step: open_train(
-                config, rank=context.rank, world=context.world, start_step=step, ledger=ledger
+            lambda step: Labelled(
+                open_train(
+                    config, rank=context.rank, world=context.world, start_step=step, ledger=ledger
+                )
             ),
             config.run,
             tracker=tracker,
-            checkpoints=Checkpoints(
-                output / "checkpoints",
-                keep=config.run.keep_checkpoints,
-                model=to_dict(config)["encoder"] | {"labels": list(probe.labels)},
-            ),
+            checkpoints=checkpoints,
             context=context,
             total_steps=config.run.total_steps(probe.steps_per_epoch),
-            evaluators=[best.evaluator(tracker, context)],
+            evaluators=[best.evaluator(tracker, context, ledger)],
         )
         if context.rank == 0:
             best.write(output / "last", task, summary.steps, selection="last")
@@ -116,7 +129,7 @@ class Best:
     ):
         self.config, self.folder, self.labels, self.origin = config, folder, labels, origin
 
-    def evaluator(self, tracker: Tracker, context: WorkerContext):
+    def evaluator(self, tracker: Tracker, context: WorkerContext, ledger: Ledger):
         """What the engine calls when an evaluation is due."""
 
         def measure(task: Any, step: int) -> dict[str, float]:
@@ -124,7 +137,9 @@ class Best:
             if split is None:
                 return {}
             meter = ClassificationMeter(len(self.labels), self.labels)
-            with open_split(self.config, split, rank=context.rank, world=context.world) as stream:
+            with open_split(
+                self.config, split, rank=context.rank, world=context.world, ledger=ledger
+            ) as stream:
                 found = evaluate(
                     task, stream, meter, context=context, precision=self.config.run.precision
                 )
@@ -143,6 +158,10 @@ class Best:
             return {f"{split}/{name}": value for name, value in found.items()}
 
         return measure
+
+    def forget(self) -> None:
+        """A run that starts from the beginning does not compete with the one that was here."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def score(self) -> float | None:
         """The best figure so far; None before the first."""
@@ -188,7 +207,43 @@ def open_train(
     return stream
 
 
-def open_split(config: FinetuneConfig, split: str, *, rank: int, world: int) -> ClipStream:
+def check_labelled(config: FinetuneConfig, samples: int) -> None:
+    """Say how many training clips have no label. Raises ValueError where none has one."""
+    split = config.data.split
+    bare = sum(
+        len(places)
+        for folder in config.data.shards
+        for places in Manifest.open(folder).select(
+            lambda record: record.label is None and split in (None, record.split)
+        )
+    )
+    if bare == samples:
+        raise ValueError(
+            f"none of the {samples} clips of split {split} in {', '.join(config.data.shards)} has "
+            "a label; ingest again with --annotations that label them"
+        )
+    if bare:
+        print(f"{bare} of these clips have no label and do not count")
+
+
+class Labelled:
+    """Training batches in which clips without a label do not count: there is no target for them."""
+
+    def __init__(self, stream: ClipStream):
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        for batch in self.stream:
+            yield replace(batch, weights=batch.weights * (batch.labels >= 0))
+
+    def close(self) -> None:
+        """End the loader processes."""
+        self.stream.close()
+
+
+def open_split(
+    config: FinetuneConfig, split: str, *, rank: int, world: int, ledger: Ledger | None = None
+) -> ClipStream:
     """Each clip of a split once, with its views."""
     return open_clips(
         replace(config.data, split=split),
@@ -197,7 +252,7 @@ def open_split(config: FinetuneConfig, split: str, *, rank: int, world: int) -> 
         rank=rank,
         world=world,
         train=False,
-        ledger=None,
+        ledger=ledger,
     )
 
 
@@ -205,9 +260,20 @@ def publish(
     config: FinetuneConfig, handle: RunHandle, output: Path, summary: dict[str, Any]
 ) -> dict[str, Any]:
     """Log the selected model, and register it where a name was given for it."""
+    try:
+        packed = package(summary["predictor"], output / "model")
+    except Exception as error:  # a full disk comes as it is, or inside an error of MLflow
+        disk = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(disk, OSError):
+            raise
+        first = disk.args[0][0][2] if isinstance(disk, shutil.Error) else disk
+        raise OSError(
+            f"{output / 'model'} could not be written ({first}); free some space and give the same "
+            "command again: the training is finished and kept"
+        ) from error
     version = register_predictor(
         handle,
-        package(summary["predictor"], output / "model"),
+        packed,
         name=config.tracking.register,
         alias=config.tracking.alias,
     )

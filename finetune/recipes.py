@@ -59,8 +59,16 @@ def debug() -> FinetuneConfig:
     config = demo()
     return replace(
         config,
-        encoder=replace(config.encoder, dim=48, depth=2, heads=3),
-        run=replace(config.run, steps=8, global_batch=4, micro_batch=2, save_every=4, eval_every=4),
+        encoder=replace(config.encoder, dim=48, depth=2, heads=2),
+        run=replace(
+            config.run,
+            steps=8,
+            global_batch=4,
+            micro_batch=2,
+            log_every=1,
+            save_every=4,
+            eval_every=4,
+        ),
     )
 
 
@@ -73,10 +81,9 @@ def demo() -> FinetuneConfig:
         encoder=EncoderConfig(
             image_size=64,
             frames=8,
-            patch_size=8,
-            dim=192,
-            depth=4,
-            heads=3,
+            dim=128,
+            depth=3,
+            heads=2,
             attention="mira_flashlite",
         ),
         data=DataConfig(
@@ -87,17 +94,15 @@ def demo() -> FinetuneConfig:
             stride=None,
             size=64,
             loader_workers=0,
-            augment=AugmentConfig(
-                crop="resized", flip=0.5, randaugment_ops=0, erase=0.0, colour_jitter=0.0
-            ),
+            augment=AugmentConfig(crop="none", flip=0.5),
         ),
         mixing=MixConfig(mixup=0.0, cutmix=0.0),
         run=RunConfig(
             epochs=None,
-            steps=160,
-            global_batch=16,
-            micro_batch=8,
-            base_lr=1.6e-2,
+            steps=900,
+            global_batch=32,
+            micro_batch=16,
+            base_lr=8e-3,
             min_lr=1e-5,
             warmup=0.1,
             weight_decay=0.05,
@@ -105,13 +110,13 @@ def demo() -> FinetuneConfig:
             clip_grad=1.0,
             precision="fp32",
             zero_stage=1,
-            log_every=5,
-            save_every=80,
-            eval_every=80,
+            log_every=10,
+            save_every=300,
+            eval_every=300,
         ),
         cluster=ClusterConfig(workers=2, output="runs/finetune"),
         tracking=TrackingConfig(experiment="finetune"),
-        layer_decay=0.9,
+        layer_decay=1.0,
     )
 
 

@@ -26,6 +26,10 @@ from launch.steps import CONSOLE, ROOT, StepFailed, direct, step
 
 WORKERS = 2
 MODEL = "face-expression-demo"
+SHARDS = ("python", "-m", "shards")
+RENDERED = ("--subjects", "30", "--size", "256x256", "--seconds", "0.8")
+# Small tight crops: decoding then costs little, and the demo's 64 pixels show the face alone.
+CROPPED = ("--size", "96", "--margin", "0.05")
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def source_videos(config: DemoConfig, out: Path) -> tuple[Path, Path | None]:
         return Path(config.videos).resolve(), given
     videos = out / "videos"
     if not (videos / "annotations.csv").exists():
-        direct("render faces", ["python", "-m", "shards", "render", "--out", str(videos)])
+        direct("render faces", [*SHARDS, "render", "--out", str(videos), *RENDERED])
     return videos, videos / "annotations.csv"
 
 
@@ -107,9 +111,8 @@ def ingest(videos: Path, annotations: Path | None, shards: Path) -> None:
     if shards.exists() and subprocess.run(verify, cwd=ROOT, capture_output=True).returncode == 0:
         CONSOLE.print(f"[green]✓[/] ingest: intact shards in {shards} are used again")
         return
-    command = ["python", "-m", "shards", "ingest", str(videos), "--out", str(shards)]
-    extra = ["--annotations", str(annotations)] if annotations else []
-    direct("ingest", [*command, *extra, "--overwrite"])
+    command = [*SHARDS, "ingest", str(videos), "--out", str(shards), *CROPPED, "--overwrite"]
+    direct("ingest", [*command, *(["--annotations", str(annotations)] if annotations else [])])
 
 
 def train(

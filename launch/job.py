@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from launch.cluster import ClusterConfig, WorkerContext, launch
+from launch.cluster import ClusterConfig, WorkerContext, WorkerLost, launch
 from launch.config import to_dict
-from launch.engine import Summary
+from launch.engine import Diverged, Summary
 from launch.provenance import provenance
 from launch.task import Tracker as TrackerProtocol
 from launch.tracking import (
@@ -111,14 +111,27 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(aside, path)
 
 
-def command(body: Callable[[], Any]) -> int:
+def command(body: Callable[[], Any], *, told: tuple[type[Exception], ...] = ()) -> int:
     """Run a command line's body; what the user can mend becomes one message and exit status 1.
 
     Bugs keep their trace: only errors that carry a message for users are shortened.
+
+    Args:
+        told: more such errors, of packages that this one does not know.
     """
     try:
         body()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, Diverged, WorkerLost, *told) as error:
+        print(f"error: {_message(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same line goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
+
+
+def _message(error: Exception) -> str:
+    """What the error says, without the number of an operating system's error."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

@@ -27,7 +27,8 @@ from pretrain.pictures import reconstruction_strip
 from pretrain.recipes import RECIPES, PretrainConfig
 from pretrain.task import LossMeter, PretrainTask
 from shards.ledger import Ledger
-from shards.stream import ClipStream, open_clips
+from shards.stream import ClipStream, TooManyFailures, open_clips
+from shards.workers import WorkerDied
 
 PICTURED = 4  # clips in the picture of reconstructions
 
@@ -35,12 +36,17 @@ PICTURED = 4  # clips in the picture of reconstructions
 def main(argv: Sequence[str]) -> int:
     """The command line of `launch/pretrain.py`."""
     about = "Pretrain a video transformer on face-video shards."
-    return command(lambda: run(parse(RECIPES, argv, prog="launch/pretrain.py", description=about)))
+    return command(
+        lambda: run(parse(RECIPES, argv, prog="launch/pretrain.py", description=about)),
+        told=(TooManyFailures, WorkerDied),
+    )
 
 
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Check everything that can be checked here, then train on the cluster; returns the summary."""
     config = absolute_paths(config, "data.shards", "cluster.output")
+    with torch.device("meta"):  # sizes that do not fit show before a cluster starts
+        build(config)
     with open_train(config, rank=0, world=max(1, config.cluster.workers)) as stream:
         steps = config.run.total_steps(stream.steps_per_epoch)
         print(f"{stream.samples} clips, {stream.steps_per_epoch} steps an epoch, {steps} steps")
@@ -58,7 +64,7 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     """One worker: build, fit, and on rank 0 write the encoder."""
     config = from_dict(PretrainConfig, payload["config"])
     torch.manual_seed(config.run.seed)
-    task = PretrainTask(VideoMAE(config.encoder, config.decoder), config.mask)
+    task = build(config)
     output = Path(config.cluster.output)
     model = to_dict(config)["encoder"] | {"decoder": to_dict(config)["decoder"]}
     ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
@@ -78,11 +84,16 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
             ),
             context=context,
             total_steps=config.run.total_steps(probe.steps_per_epoch),
-            evaluators=[lambda _, step: measure(config, task, step, tracker, context)],
+            evaluators=[lambda _, step: measure(config, task, step, tracker, context, ledger)],
         )
         if context.rank == 0:
             save_encoder(config, task, output / "encoder", payload["origin"], summary.steps)
     return summarise(summary)
+
+
+def build(config: PretrainConfig) -> PretrainTask:
+    """The task, from random weights. Raises ValueError where its sizes do not fit together."""
+    return PretrainTask(VideoMAE(config.encoder, config.decoder), config.mask)
 
 
 def open_train(
@@ -101,7 +112,7 @@ def open_train(
     )
 
 
-def open_held_out(config: PretrainConfig, context: WorkerContext) -> ClipStream:
+def open_held_out(config: PretrainConfig, context: WorkerContext, ledger: Ledger) -> ClipStream:
     """Clips to look at and to measure on: the validation split, or without one, training's."""
     split = config.validation_split or config.data.split
     return open_clips(
@@ -111,7 +122,7 @@ def open_held_out(config: PretrainConfig, context: WorkerContext) -> ClipStream:
         rank=context.rank,
         world=context.world,
         train=False,
-        ledger=None,
+        ledger=ledger,
     )
 
 
@@ -121,15 +132,17 @@ def measure(
     step: int,
     tracker: Tracker,
     context: WorkerContext,
+    ledger: Ledger,
 ) -> dict[str, float]:
     """The held-out loss, if a split is named for it, and a picture of what the model sees."""
-    with open_held_out(config, context) as stream:
-        batch = next(iter(stream))
     if context.rank == 0:
-        tracker.figure("reconstruction", picture(task, batch.to(context.device)), step)
+        with open_held_out(config, context, ledger) as stream:
+            seen = next((batch for batch in stream if batch.weights.any()), None)
+        if seen is not None:
+            tracker.figure("reconstruction", picture(task, seen.to(context.device)), step)
     if config.validation_split is None:
         return {}
-    with open_held_out(config, context) as stream:
+    with open_held_out(config, context, ledger) as stream:
         found = evaluate(task, stream, LossMeter(), context=context, precision=config.run.precision)
     return {f"{config.validation_split}/{name}": value for name, value in found.items()}
 

@@ -6,9 +6,9 @@ die. Loads no decoder.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -60,8 +60,8 @@ class Sandbox:
                 "cut it into shorter videos, or raise --timeout",
             )
         if answer["code"] == DISK_FULL_EXIT:
-            free = shutil.disk_usage(job["out"]).free
-            raise OSError(f"no room at {job['out']} for a clip ({free:,} bytes free); make room")
+            said = _last_words(Path(job["out"])) or f"no room at {job['out']}; make room"
+            raise OSError(errno.ENOSPC, said)
         if answer["code"] != 0:
             raise _died(answer["code"], Path(job["out"]))
         result = json.loads((Path(job["out"]) / RESULT).read_text())
@@ -91,7 +91,7 @@ class Sandbox:
             # One thread in every library: what is spent on a video stays countable and repeatable.
             threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
             self._process = subprocess.Popen(
-                [sys.executable, "-c", START.format(root=str(ROOT))],
+                [sys.executable, "-P", "-c", START.format(root=str(ROOT))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=os.environ | threads,
@@ -136,7 +136,13 @@ def _died(code: int, out: Path) -> Rejected:
         name = signal.Signals(-code).name
         hint = {"SIGKILL": " (out of memory?)", "SIGXCPU": " (took too long)"}.get(name, "")
         return Rejected(f"its process died of {name}{hint}", "convert it to H.264 with ffmpeg")
-    said = (out / STDERR).read_text(errors="replace").split("\n") if (out / STDERR).exists() else []
-    said = [line for line in said if line.strip()]
-    last = said[-1] if said else f"exit code {code}"
-    return Rejected(f"cannot be processed ({last:.200})", "convert it to H.264 with ffmpeg")
+    said = _last_words(out) or f"exit code {code}"
+    return Rejected(f"cannot be processed ({said:.200})", "convert it to H.264 with ffmpeg")
+
+
+def _last_words(out: Path) -> str | None:
+    """The last line that the job's process wrote to its stderr."""
+    if not (out / STDERR).exists():
+        return None
+    lines = (out / STDERR).read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), None)

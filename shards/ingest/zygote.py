@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ def main() -> None:
     """Serves jobs until stdin ends."""
     detector("haar")  # loaded once; other detectors may need files that only a job names
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(BrokenPipeError):  # whoever would read the answer is gone
+        _serve_all()
+
+
+def _serve_all() -> None:
     waiting = b""
     _answer({"ready": True})
-    while True:
-        data = os.read(0, 1 << 16)
-        if not data:
-            return
+    while data := os.read(0, 1 << 16):
         waiting += data
         while b"\n" in waiting:
             line, waiting = waiting.split(b"\n", 1)
@@ -96,8 +99,9 @@ def _child(job: dict[str, Any]) -> None:
         _limit(job["settings"])
         work.perform(job)
         code = 0
-    except DiskFull:
+    except DiskFull as error:
         code = DISK_FULL_EXIT
+        print(error.strerror, file=sys.stderr, flush=True)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

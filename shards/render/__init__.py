@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shards.render.clip import ClipSpec, render_clip
-    from shards.render.dataset import RenderError, RenderSummary, render_dataset
+    from shards.render.dataset import RenderSummary, render_dataset
     from shards.render.expression import LABELS, Expression
     from shards.render.face import Face
+    from shards.render.plan import RenderError
     from shards.render.scene import Scene
 
 __all__ = [
@@ -32,7 +33,7 @@ _HOMES = {
     "ClipSpec": "clip",
     "Expression": "expression",
     "Face": "face",
-    "RenderError": "dataset",
+    "RenderError": "plan",
     "RenderSummary": "dataset",
     "Scene": "scene",
     "render_clip": "clip",

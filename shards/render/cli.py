@@ -3,8 +3,10 @@
 import argparse
 import sys
 import time
+from collections.abc import Callable
 
-from shards.render.dataset import RenderError, RenderSummary, render_dataset
+from shards.render.dataset import RenderSummary, render_dataset
+from shards.render.plan import RenderError
 
 
 def main(argv: list[str]) -> int:
@@ -39,11 +41,11 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m shards render",
-        description="Render labelled clips of parametric faces showing the seven basic expressions.",
+        description="Render labelled clips of parametric faces with the seven basic expressions.",
     )
     parser.add_argument("--out", required=True, help="folder to write; new, empty, or from render")
     parser.add_argument("--subjects", type=int, default=12, help="people (default: %(default)s)")
-    parser.add_argument("--clips", type=int, default=7, help="clips a person (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=7, help="clips each (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
     parser.add_argument("--size", type=_size, default=(320, 240), help="pixels, like 320x240")
     parser.add_argument("--fps", type=float, default=25.0, help="frames a second")
@@ -83,7 +85,7 @@ def _splits(text: str) -> dict[str, float]:
     return shares
 
 
-def _progress(started: float):
+def _progress(started: float) -> Callable[[int, int], None]:
     def show(done: int, total: int) -> None:
         passed = time.monotonic() - started
         left = passed / done * (total - done)

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 
 from shards.render.backdrop import paint_backdrop, paint_body
-from shards.render.expression import Expression
+from shards.render.expression import ACTION_UNITS, Expression
 from shards.render.eyes import Look
 from shards.render.face import Face
-from shards.render.geometry import Pose, head_profile, unwrap
+from shards.render.geometry import Grid, Pose, unwrap
 from shards.render.hair import Hair, build_hair, shade_hair, shows_ears
 from shards.render.head import HeadPainter, Painted
 from shards.render.light import Lamp, encode
@@ -93,11 +93,13 @@ class _Stage:
         x = width / 2 + motion.x[t] * self.unit
         y = height * _CENTRE + motion.y[t] * self.unit
         pose = Pose(motion.yaw[t], motion.pitch[t], motion.roll[t], x, y, scale)
+        # Lids held wide open (AU5) do not blink.
+        widened = float(self.activation[t, ACTION_UNITS.index(5)].max())
         # Eyes stay on what they look at while the head turns.
         gaze = Look(
             float(np.clip(motion.gaze_x[t] - 0.14 * motion.yaw[t], -0.10, 0.10)),
             float(np.clip(motion.gaze_y[t] + 0.14 * motion.pitch[t], -0.06, 0.08)),
-            float(motion.blink[t]),
+            float(motion.blink[t] * (1 - min(widened, 1.0))),
         )
         lamp = Lamp.of(scene, pose, self.exposure)
         painted = self.painter.paint(self.activation[t], gaze, lamp)
@@ -176,7 +178,7 @@ def _look_up(pose: Pose, size: tuple[int, int], hair: Hair) -> _Shell:
     return _Shell(rows, columns, u, y, edge, pose.scale)
 
 
-def _sample(texture: np.ndarray, grid, u: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _sample(texture: np.ndarray, grid: Grid, u: np.ndarray, y: np.ndarray) -> np.ndarray:
     density = np.float32(grid.density)
     columns = (u + np.float32(grid.reach)) * density - np.float32(0.5)
     rows = (y - np.float32(grid.top)) * density - np.float32(0.5)
@@ -192,9 +194,7 @@ def _outline(shell: _Shell) -> np.ndarray:
     return np.clip(shell.edge * np.float32(shell.scale) + np.float32(0.5), 0, 1)
 
 
-def _draw_hair_behind(
-    picture: np.ndarray, shell: _Shell, hair: Hair, texture: np.ndarray
-) -> None:
+def _draw_hair_behind(picture: np.ndarray, shell: _Shell, hair: Hair, texture: np.ndarray) -> None:
     colour = _sample(texture, hair.grid, shell.u * np.float32(-0.7), shell.y)
     alpha = _outline(shell) * np.clip((hair.end - shell.y) * 12 + 0.5, 0, 1)
     _lay(picture, shell, cv2.convertScaleAbs(colour, alpha=0.55), alpha)
@@ -206,9 +206,7 @@ def _draw_hair_front(picture: np.ndarray, shell: _Shell, hair: Hair, texture: np
     _lay(picture, shell, colour, alpha)
 
 
-def _draw_head(
-    picture: np.ndarray, painted: Painted, pose: Pose, size: tuple[int, int]
-) -> None:
+def _draw_head(picture: np.ndarray, painted: Painted, pose: Pose, size: tuple[int, int]) -> None:
     rows, columns = _rectangle(pose, size, 0.95, 1.2, 1.42)
     x, y = pose.head_plane(*_half_grid(rows, columns))
     u, y, edge = unwrap(x, y, painted.profile, pose, relief=painted.relief, steps=5)
@@ -222,9 +220,7 @@ def _ears(face: Face, lamp: Lamp) -> tuple[np.ndarray, np.ndarray]:
     """Left and right ear, uint8 RGBA [64, 32, 4], outer side to the right."""
     x = np.linspace(0, 1, 32, dtype=np.float32)[None, :]
     y = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
-    half = np.clip(0.92 - 0.25 * np.clip(y, 0, 1) ** 1.5, 0, 1) * np.sqrt(
-        np.clip(1 - y * y, 0, 1)
-    )
+    half = np.clip(0.92 - 0.25 * np.clip(y, 0, 1) ** 1.5, 0, 1) * np.sqrt(np.clip(1 - y * y, 0, 1))
     alpha = np.clip((half - x) * 14, 0, 1)
     ring = np.exp(-(((x - half + 0.16) / 0.10) ** 2))
     bowl = np.exp(-(((x - 0.36) / 0.20) ** 2 + ((y - 0.05) / 0.38) ** 2))

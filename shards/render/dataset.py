@@ -1,7 +1,7 @@
 """A labelled folder of rendered clips: mp4 files, annotations.csv and render.json.
 
-Owns the plan (who shows what, in which split), encoding, and that a folder appears whole or not at
-all. Knows nothing of how a face is drawn.
+Owns encoding, and that a folder appears whole or not at all. Who shows what is decided in `plan`;
+how a face is drawn is no concern of this module.
 """
 
 import csv
@@ -20,18 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from shards.render.expression import LABELS, Expression
+from shards.render.plan import PlannedClip, RenderError, assign_splits, plan_clips
 
 SCHEMA = "rendered-faces/1"
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "path", "label", "subject_id", "source_id", "onset", "apex", "offset", "action_units", "split",
     "strength",
 )  # fmt: skip
 _SPLITS = {"train": 0.7, "val": 0.15, "test": 0.15}
 _MIN_FRAMES = 8
-
-
-class RenderError(ValueError):
-    """A request that cannot be rendered; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +40,6 @@ class RenderSummary:
     frames: int
     labels: dict[str, int]
     splits: dict[str, int]
-
-
-@dataclass(frozen=True)
-class _Clip:
-    """One planned row: seeds for the pixels and fields for the annotation."""
-
-    path: str
-    label: str
-    strength: float
-    subject: int
-    face_seed: int
-    session_seed: int
-    clip_seed: int
-    split: str
-
-    @property
-    def subject_id(self) -> str:
-        return f"s{self.subject:03d}"
 
 
 @dataclass(frozen=True)
@@ -82,7 +61,7 @@ def render_dataset(
     seconds: float = 1.5,
     strengths: Sequence[float] = (1.0,),
     splits: Mapping[str, float] | None = None,
-    crf: int = 18,
+    crf: int = 21,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RenderSummary:
@@ -102,7 +81,8 @@ def render_dataset(
     layout = _Format(size, fps, round(seconds * fps), crf)
     _check(layout, subjects, clips_per_subject, strengths)
     shares = _SPLITS if splits is None else dict(splits)
-    plan = _plan(subjects, clips_per_subject, seed, strengths, _assign(subjects, shares, seed))
+    split_of = assign_splits(subjects, shares, seed)
+    plan = plan_clips(subjects, clips_per_subject, seed, strengths, split_of)
     target = Path(out)
     _check_target(target)
     with _aside(target) as folder:
@@ -150,58 +130,6 @@ def _check(layout: _Format, subjects: int, clips: int, strengths: Sequence[float
         raise RenderError(f"strengths must lie in (0, 1], got {list(strengths)}")
 
 
-def _assign(subjects: int, shares: Mapping[str, float], seed: int) -> list[str]:
-    """A split for every subject, by largest remainder, none left empty."""
-    if not shares or min(shares.values()) <= 0:
-        raise RenderError(f"splits need positive shares, got {dict(shares)}")
-    if subjects < len(shares):
-        raise RenderError(
-            f"{len(shares)} subject-disjoint splits ({', '.join(shares)}) need at least "
-            f"{len(shares)} subjects, got {subjects}; raise --subjects or name fewer --splits"
-        )
-    total = sum(shares.values())
-    exact = {name: share / total * (subjects - len(shares)) for name, share in shares.items()}
-    counts = {name: 1 + int(value) for name, value in exact.items()}
-    by_rest = sorted(shares, key=lambda name: int(exact[name]) - exact[name])
-    for name in by_rest[: subjects - sum(counts.values())]:
-        counts[name] += 1
-    names = [name for name, count in counts.items() for _ in range(count)]
-    order = np.random.default_rng([0x5B117, seed]).permutation(subjects)
-    assigned = [""] * subjects
-    for name, subject in zip(names, order, strict=True):
-        assigned[subject] = name
-    return assigned
-
-
-def _plan(
-    subjects: int, clips: int, seed: int, strengths: Sequence[float], split_of: list[str]
-) -> list[_Clip]:
-    plan = []
-    for subject in range(subjects):
-        face_seed = _derive(seed, 1, subject)
-        for index in range(clips):
-            which = (index + subject * clips) % len(LABELS)
-            session = index // len(LABELS)
-            name = f"s{subject:03d}"
-            plan.append(
-                _Clip(
-                    path=f"{name}/{name}_{index:03d}_{LABELS[which]}.mp4",
-                    label=LABELS[which],
-                    strength=float(strengths[(session + subject + which) % len(strengths)]),
-                    subject=subject,
-                    face_seed=face_seed,
-                    session_seed=_derive(seed, 2, subject, session),
-                    clip_seed=_derive(seed, 3, subject, index),
-                    split=split_of[subject],
-                )
-            )
-    return plan
-
-
-def _derive(seed: int, *path: int) -> int:
-    return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0])
-
-
 def _check_target(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise RenderError(f"{target} is a file; give a folder to --out")
@@ -222,7 +150,7 @@ def _is_ours(target: Path) -> bool:
 @contextmanager
 def _aside(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its place on success and vanishes on failure."""
-    target = target.absolute()
+    target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -231,7 +159,11 @@ def _aside(target: Path) -> Iterator[Path]:
         if target.exists():
             retired = folder.with_name(folder.name + ".old")
             target.rename(retired)
-            folder.rename(target)
+            try:
+                folder.rename(target)
+            except OSError:
+                retired.rename(target)
+                raise
             shutil.rmtree(retired)
         else:
             folder.rename(target)
@@ -241,13 +173,13 @@ def _aside(target: Path) -> Iterator[Path]:
 
 def _render_all(
     folder: Path,
-    plan: list[_Clip],
+    plan: list[PlannedClip],
     layout: _Format,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> list[dict[str, str]]:
     # A subject's clips stay together: its face is built once.
-    jobs: dict[int, list[_Clip]] = {}
+    jobs: dict[int, list[PlannedClip]] = {}
     for clip in plan:
         jobs.setdefault(clip.subject, []).append(clip)
     for clips in jobs.values():
@@ -264,7 +196,7 @@ def _render_all(
 
 
 def _run(
-    folder: Path, jobs: dict[int, list[_Clip]], layout: _Format, workers: int
+    folder: Path, jobs: dict[int, list[PlannedClip]], layout: _Format, workers: int
 ) -> Iterator[tuple[int, list[dict[str, str]]]]:
     if workers <= 1:
         for subject, clips in jobs.items():
@@ -284,7 +216,7 @@ def _run(
             pool.shutdown(cancel_futures=True)
 
 
-def _render_subject(folder: str, clips: list[_Clip], layout: _Format) -> list[dict[str, str]]:
+def _render_subject(folder: str, clips: list[PlannedClip], layout: _Format) -> list[dict[str, str]]:
     import cv2
 
     threads = cv2.getNumThreads()
@@ -295,7 +227,7 @@ def _render_subject(folder: str, clips: list[_Clip], layout: _Format) -> list[di
         cv2.setNumThreads(threads)
 
 
-def _render_one(folder: Path, clip: _Clip, layout: _Format) -> dict[str, str]:
+def _render_one(folder: Path, clip: PlannedClip, layout: _Format) -> dict[str, str]:
     from shards.render.clip import ClipSpec, render_clip
     from shards.render.face import Face
     from shards.render.scene import Scene
@@ -332,7 +264,9 @@ def _encode(frames: np.ndarray, layout: _Format) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         rate = Fraction(layout.fps).limit_denominator(1001)
-        options = {"preset": "veryfast", "crf": str(layout.crf), "threads": "1"}
+        # x264's macroblock tree gives other bytes from run to run, even on one thread.
+        exact = {"threads": "1", "x264-params": "mbtree=0"}
+        options = {"preset": "veryfast", "crf": str(layout.crf), **exact}
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.width, stream.height = layout.size
         stream.pix_fmt = "yuv420p"

@@ -109,7 +109,7 @@ def _paint_ball(
     glint = patch.cover(np.float32(0.0105) - spot, 1.4)
     colour += (glint * slit)[..., None] * (np.float32(1.3) - colour)
     patch.paint(inside, colour)
-    patch.gloss(inside, 0.25)
+    patch.gloss(inside, 0.06)
 
 
 def _eyeball(

@@ -193,7 +193,7 @@ def unwrap(
     x = x + neck_z * sy
     height = y / cp + neck_y
     raised = toward = np.float32(0)
-    angle = width = half = np.float32(0)
+    angle = width = half = x
     for step in range(steps):
         row = Profile.rows(height)
         half, width, depth = across.take(row), profile.width.take(row), profile.depth.take(row)

@@ -55,7 +55,8 @@ def build_hair(face: Face, density: float) -> Hair | None:
     cover = _cover(face, grid, grain, rng)
     albedo = _colour(face, grid, grain)
     rough = 0.020 if face.hair_style == "curly" else 0.010
-    outline = rough * smooth_noise(rng, grid.shape, cells=(0.07 * grid.density,) * 2)
+    clump = 0.07 * grid.density
+    outline = rough * smooth_noise(rng, grid.shape, cells=(clump, clump))
     # All columns meet at the crown, where raggedness would tear.
     outline *= np.clip((grid.axes()[1] + 1.0 + thick) / 0.25, 0, 1)
     return Hair(grid, profile, surface_normals(grid, profile), albedo, cover, outline, end)
@@ -128,7 +129,14 @@ def _hairline(face: Face, u: np.ndarray) -> np.ndarray:
     if face.hair_style == "fringe":
         knots = [(0, -0.315), (0.30, -0.30), (0.46, -0.21), (0.56, 0.02), (0.68, 0.16), (1.5, 0.16)]
     elif face.hair_style == "curly":
-        knots = [(0, h + 0.04), (0.32, h + 0.06), (0.50, -0.32), (0.60, 0.0), (0.8, 0.3), (1.5, 0.3)]
+        knots = [
+            (0, h + 0.04),
+            (0.32, h + 0.06),
+            (0.50, -0.32),
+            (0.60, 0.0),
+            (0.8, 0.3),
+            (1.5, 0.3),
+        ]
     elif face.hair_style in ("bob", "long"):
         knots = [(0, h - 0.02), (0.25, h + 0.05), (0.45, -0.34), (0.55, 0.0), (1.5, 0.0)]
     else:

@@ -11,7 +11,7 @@ import numpy as np
 from shards.render.geometry import Grid, Pose
 from shards.render.scene import Scene
 
-# Light enters skin and leaves beside where it entered, red farthest: the terminator is soft and warm.
+# Light enters skin and leaves beside where it entered, red farthest: shadows begin softly.
 _WRAP = (0.30, 0.14, 0.09)
 
 
@@ -33,7 +33,7 @@ class Lamp:
         key = np.array(
             [np.sin(scene.azimuth) * ce, -np.sin(scene.elevation), np.cos(scene.azimuth) * ce]
         )
-        half = key + (0, 0, 1)
+        half = key + np.array([0.0, 0.0, 1.0])
         rim = np.array([-np.sign(scene.azimuth) * 0.85, -0.35, -0.40])
         back = pose.rotation().T
 

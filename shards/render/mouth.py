@@ -50,14 +50,14 @@ def _lines(face: Face, patch: Patch, units: Units, jaw: float) -> _Lines:
     tight = np.clip(au[23] + au[24], 0, 1.2)
     reach = face.mouth_width + 0.075 * au[12] + 0.070 * au[20] - 0.045 * tight
     reach = reach - 0.030 * au[17] * 0.6 - 0.020 * au[26] - 0.040 * au[27] - 0.012 * au[10]
-    lift = -0.082 * au[12] + 0.066 * au[15] + 0.020 * au[20] - 0.012 * au[9]
+    lift = -0.102 * au[12] + 0.076 * au[15] + 0.020 * au[20] - 0.012 * au[9]
     lift = lift + 0.012 * au[17] + 0.30 * jaw
     right = patch.u > 0
     t = patch.u / np.where(right, reach[1], reach[0])
     corner = np.where(right, lift[1], lift[0])
     inside = np.clip(1 - np.abs(t), 0, 1)
     a = 1 - inside
-    raised = 0.045 * mean[10] + 0.030 * mean[9]
+    raised = 0.052 * mean[10] + 0.036 * mean[9]
     pushed = 0.030 * mean[17]
     line = face.mouth_height + corner * a**1.7 - pushed * (1 - a**2)
     line = line - 0.4 * raised * (1 - a**2)
@@ -66,9 +66,9 @@ def _lines(face: Face, patch: Patch, units: Units, jaw: float) -> _Lines:
     dome = (1 - a**2.4) ** 0.75
     smile = 0.022 * mean[12] * mean[25]
     gap_top = line - (0.55 * part + 0.75 * raised * min(1.0, mean[25] + 0.1)) * dome
-    gap_top = gap_top - smile * dome - 0.10 * jaw * dome
-    gap_bottom = line + (0.75 * part + 0.86 * jaw + 0.6 * smile) * dome
-    gap_bottom = gap_bottom + 0.025 * mean[20] * mean[25] * dome
+    gap_top = gap_top + 0.4 * smile * dome - 0.10 * jaw * dome
+    gap_bottom = line + (0.75 * part + 0.86 * jaw + 2.0 * smile) * dome
+    gap_bottom = gap_bottom + 0.034 * mean[20] * mean[25] * dome
     thin = (1 - 0.62 * min(float(tight.mean()), 1.0)) * (1 - 0.28 * mean[12])
     thin *= 1 - 0.20 * mean[20]
     upper, lower = face.upper_lip * thin * (1 - 0.25 * mean[9]), face.lower_lip * thin
@@ -89,9 +89,7 @@ def _paint_cavity(patch: Patch, face: Face, lines: _Lines, middle: float, jaw: f
     depth = np.clip((patch.y - lines.gap_top) / np.float32(0.12), 0, 1)
     colour = np.array((0.070, 0.012, 0.012), np.float32) * (1.1 - 0.7 * depth)[..., None]
     tongue_y = middle + 0.80 * jaw + 0.02
-    tongue = np.clip(
-        1 - ((patch.u / 0.15) ** 2 + ((patch.y - tongue_y - 0.05) / 0.085) ** 2), 0, 1
-    )
+    tongue = np.clip(1 - ((patch.u / 0.15) ** 2 + ((patch.y - tongue_y - 0.05) / 0.085) ** 2), 0, 1)
     red = np.array((0.30, 0.075, 0.075), np.float32)
     colour += np.clip(tongue * 2.5, 0, 0.9)[..., None] * (red - colour)
     # As with the eyes: teeth keep within what an exposure for dark skin leaves of white.
@@ -121,9 +119,7 @@ def _add_teeth(
     colour += inside[..., None] * (white * shade[..., None] - colour)
 
 
-def _paint_lips(
-    patch: Patch, face: Face, lines: _Lines, units: Units, grain: np.ndarray
-) -> None:
+def _paint_lips(patch: Patch, face: Face, lines: _Lines, units: Units, grain: np.ndarray) -> None:
     column = np.clip((lines.t + 1) * 127, 0, 255).astype(np.int32)
     texture = 1 + 0.07 * grain[column]
     ends = np.clip(lines.inside / np.float32(0.06), 0, 1)

@@ -1,11 +1,12 @@
 """Relief of the face: the resting height field, and what each action unit adds to it.
 
 Heights in head units above the smooth skull of `geometry`; flows say how far skin travels in the
-texture plane. Landmarks and muscle directions follow the FACS descriptions. Knows nothing of colour.
+texture plane. Landmarks and muscle directions follow the FACS descriptions. Knows no colour.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -70,9 +71,7 @@ _FOLDS: dict[int, tuple[tuple[tuple[Point, ...], float, float], ...]] = {
         (((0.12, 0.11), (0.24, 0.15), (0.34, 0.12)), 0.012, 0.007),
     ),
     10: ((((0.14, 0.33), (0.20, 0.38), (0.27, 0.49), (0.30, 0.63)), 0.022, 0.021),),
-    12: (
-        (((0.15, 0.37), (0.22, 0.44), (0.31, 0.53), (0.365, 0.66)), 0.024, 0.024),
-    ),
+    12: ((((0.15, 0.37), (0.22, 0.44), (0.31, 0.53), (0.365, 0.66)), 0.024, 0.024),),
     15: ((((0.255, 0.69), (0.285, 0.75), (0.285, 0.81)), 0.016, 0.015),),
     17: ((((-0.16, 0.775), (0.08, 0.785), (0.15, 0.825)), 0.015, 0.014),),
     20: ((((0.335, 0.61), (0.355, 0.68), (0.345, 0.76)), 0.015, 0.010),),
@@ -126,7 +125,7 @@ def path_distance(
     best = np.full(np.broadcast_shapes(u.shape, y.shape), np.inf, np.float32)
     along = np.zeros_like(best)
     pieces = len(path) - 1
-    for piece, ((u0, y0), (u1, y1)) in enumerate(zip(path, path[1:], strict=False)):
+    for piece, ((u0, y0), (u1, y1)) in enumerate(pairwise(path)):
         du, dy = u1 - u0, y1 - y0
         t = np.clip(((u - u0) * du + (y - y0) * dy) / (du * du + dy * dy), 0, 1)
         square = (u - u0 - t * du) ** 2 + (y - y0 - t * dy) ** 2
@@ -184,17 +183,23 @@ def _nose(face: Face, u: np.ndarray, y: np.ndarray) -> np.ndarray:
     return bridge + ball + wings - groove - holes
 
 
+# Forehead, corners of the mouth and of the eyes: (path, half width, depth at the highest age).
+_AGE_LINES = (
+    (((-0.16, -0.34), (0.2, -0.36), (0.42, -0.32)), 0.012, 0.004),
+    (((-0.16, -0.44), (0.2, -0.46), (0.42, -0.42)), 0.012, 0.004),
+    (((0.27, 0.70), (0.30, 0.80)), 0.020, 0.006),
+    (((0.46, 0.01), (0.56, 0.03)), 0.010, 0.005),
+)
+
+
 def _age_lines(face: Face, u: np.ndarray, y: np.ndarray) -> np.ndarray:
     side = np.abs(u)
     old = max(0.0, face.age - 0.25) / 0.75
     cheek = ((0.15, 0.36), (0.20, 0.43), (0.265, 0.52), (0.29, 0.61))
     total = fold(side, y, cheek, 0.026, 0.003 + 0.008 * old)
     total = total + fold(side, y, ((0.15, 0.11), (0.25, 0.16), (0.36, 0.14)), 0.022, 0.006 * old)
-    if old > 0:
-        total = total + fold(side, y, ((0.0, -0.34), (0.2, -0.36), (0.42, -0.32)), 0.012, 0.004 * old)
-        total = total + fold(side, y, ((0.0, -0.44), (0.2, -0.46), (0.42, -0.42)), 0.012, 0.004 * old)
-        total = total + fold(side, y, ((0.27, 0.70), (0.30, 0.80)), 0.020, 0.006 * old)
-        total = total + fold(side, y, ((0.46, 0.01), (0.56, 0.03)), 0.010, 0.005 * old)
+    for path, width, depth in _AGE_LINES:
+        total = total + fold(side, y, path, width, depth * old)
     return total
 
 
@@ -225,7 +230,7 @@ def _unit_height(face: Face, unit: int, u: np.ndarray, y: np.ndarray, deep: floa
     if unit == 17:
         rng = np.random.default_rng([17, face.seed])
         cell = 0.03 * y.shape[0] / 1.6
-        dimples = smooth_noise(rng, total.shape, cells=(cell, cell))
+        dimples = smooth_noise(rng, (y.shape[0], u.shape[1]), cells=(cell, cell))
         total += np.float32(0.0035) * dimples * blob(u, y, (0.06, 0.88), (0.10, 0.05))
     # A unit of one side fades out across the midline.
     return total * np.clip(u / np.float32(0.04) + np.float32(0.5), 0, 1)

@@ -5,7 +5,7 @@ clothes, framing) is shared by the clips recorded in it; motion and noise belong
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -125,7 +125,7 @@ class Scene:
         )
 
 
-def _draw_light(rng: np.random.Generator) -> dict:
+def _draw_light(rng: np.random.Generator) -> dict[str, Any]:
     warmth = float(rng.uniform(-1, 1))
     tint = 0.13 * warmth
     ambient_tint = -0.10 * warmth * rng.uniform(0, 1)
@@ -142,15 +142,15 @@ def _draw_light(rng: np.random.Generator) -> dict:
     }
 
 
-def _draw_motion(session: np.random.Generator, clip: np.random.Generator) -> dict[str, Drift]:
+def _draw_motion(session: np.random.Generator, clip: np.random.Generator) -> dict[str, Any]:
     framing = session.uniform((-0.28, -0.06, 0.93), (0.28, 0.06, 1.07))
     return {
-        "yaw": Drift.sample(np.clip(clip.normal(0, 0.12), -0.24, 0.24), 0.11, clip),
-        "pitch": Drift.sample(np.clip(clip.normal(0, 0.06), -0.12, 0.12), 0.05, clip),
-        "roll": Drift.sample(np.clip(clip.normal(0, 0.04), -0.09, 0.09), 0.04, clip),
-        "x": Drift.sample(framing[0], 0.09, clip),
-        "y": Drift.sample(framing[1], 0.035, clip),
-        "scale": Drift.sample(framing[2], 0.02, clip),
+        "yaw": Drift.sample(np.clip(clip.normal(0, 0.11), -0.24, 0.24), 0.07, clip),
+        "pitch": Drift.sample(np.clip(clip.normal(0, 0.05), -0.12, 0.12), 0.035, clip),
+        "roll": Drift.sample(np.clip(clip.normal(0, 0.04), -0.09, 0.09), 0.025, clip),
+        "x": Drift.sample(framing[0], 0.05, clip),
+        "y": Drift.sample(framing[1], 0.02, clip),
+        "scale": Drift.sample(framing[2], 0.012, clip),
         "gaze_x": Drift.sample(clip.normal(0, 0.035), 0.03, clip),
         "gaze_y": Drift.sample(clip.normal(0.01, 0.02), 0.02, clip),
     }

@@ -218,7 +218,7 @@ def test_faces_in_real_videos_are_found_and_answered():
     found = answers(predictor, [str(REAL / name) for name in names])
     for answer in found:
         assert answer.label in LABELS, answer.reason
-        left, top, width, height = answer.box
+        _, _, width, height = answer.box
         assert width == height >= 50
         assert sum(answer.importance) == pytest.approx(1, abs=1e-5)
 
