@@ -1,0 +1,163 @@
+"""The evaluation of a toy: figures and files, clips that cannot be read or have no label."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune import evaluation, job
+from finetune.evaluation import EvaluateConfig
+from finetune.metrics import figures
+from finetune.predictor import Predictor
+from launch.cluster import ClusterConfig
+from launch.tracking import TrackingConfig, connect
+from mira.tubelets import normalise
+from shards.stream import TooManyFailures, open_clips
+from tests.runs import finetuning, ledger, logged, rows, spoil, tree, write_stripes
+from tests.shards.make import LABELS
+
+TEST_KEYS = ["s0_2", "s0_5", "s1_1", "s1_4", "s1_7"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_stripes(folder / "shards", [7, 8], test_every=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uri(place) -> str:
+    return f"sqlite:///{place / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="module")
+def model(place, uri) -> str:
+    """A registered classifier, after too few steps to be always right."""
+    config = finetuning(place / "shards", place / "trained", uri, steps=4, base_lr=0.3)
+    job.run(replace(config, tracking=replace(config.tracking, register="stripes")))
+    return "models:/stripes@champion"
+
+
+def measuring(model: str, shards: Path, output: Path, uri: str, **changes) -> EvaluateConfig:
+    config = EvaluateConfig(
+        model=model,
+        shards=(str(shards),),
+        batch=2,
+        loader_workers=0,
+        cluster=ClusterConfig(workers=0, output=str(output)),
+        tracking=TrackingConfig(uri=uri, experiment="evaluate"),
+    )
+    return replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def result(model, place, uri):
+    return evaluation.run(measuring(model, place / "shards", place / "measured", uri))
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_clip_of_the_split_has_one_row(result, place):
+    found = table(place / "measured")
+    assert [row["key"] for row in found] == TEST_KEYS
+    truth = {key: row.record.label for key, (_, row) in rows(place / "shards").items()}
+    assert all(row["label"] == truth[row["key"]] for row in found)
+    for row in found:
+        shares = {label: float(row[label]) for label in LABELS}
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+        assert row["prediction"] == max(shares, key=shares.__getitem__)
+
+
+def test_the_figures_are_those_of_the_table(result, place):
+    confusion = torch.zeros(2, 2)
+    for row in table(place / "measured"):
+        confusion[LABELS.index(row["label"]), LABELS.index(row["prediction"])] += 1
+    written = json.loads((place / "measured/metrics.json").read_text())
+    assert written["confusion"] == confusion.tolist()
+    assert written["labels"] == list(LABELS)
+    for name, value in figures(confusion, LABELS).items():
+        assert written[name] == result[name] == pytest.approx(value)
+    assert (written["clips"], written["unread"], written["unlabelled"]) == (5, 0, 0)
+
+
+def test_probabilities_are_the_predictor_s_own(result, place):
+    predictor = Predictor.load(place / "measured/fetched", device="cpu")
+    config = measuring("", place / "shards", place, "")
+    with open_clips(
+        evaluation.data_of(config, predictor, streams=1),
+        global_batch=5,
+        micro_batch=5,
+        rank=0,
+        world=1,
+        train=False,
+        ledger=None,
+    ) as stream:
+        [batch] = list(stream)
+    with torch.no_grad():
+        shares = predictor.model(normalise(batch.pixels)).softmax(1)
+    found = {row["key"]: float(row[LABELS[1]]) for row in table(place / "measured")}
+    expected = dict(zip(batch.keys, shares[:, 1].tolist(), strict=True))
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_it_is_recorded_and_leaves_nothing_half_written(result, place, uri):
+    assert logged(result, "test/uar") == {0: result["uar"]}
+    paths = [a.path for a in connect(uri).list_artifacts(result["run_id"])]
+    assert {"predictions.csv", "pictures", "config.json"} <= set(paths)
+    left = {p.name for p in (place / "measured").iterdir()}
+    assert left == {"fetched", "metrics.json", "predictions.csv", "summary.json"}
+
+
+def test_a_local_folder_gives_the_same_figures_as_the_registry(result, place, uri, monkeypatch):
+    monkeypatch.chdir(place)
+    local = measuring("trained/best", Path("shards"), Path("local"), uri)
+    found = evaluation.run(local)
+    assert {k: found[k] for k in ("war", "uar", "f1")} == {
+        k: result[k] for k in ("war", "uar", "f1")
+    }
+    assert table(place / "local") == table(place / "measured")
+
+
+def test_all_splits_are_measured_together(model, place, uri):
+    found = evaluation.run(
+        measuring(model, place / "shards", place / "all", uri, split=None, batch=4)
+    )
+    assert found["clips"] == 15
+    assert len(table(place / "all")) == 15
+
+
+@pytest.fixture()
+def damaged(tmp_path) -> Path:
+    write_stripes(tmp_path / "shards", [7, 8], test_every=3)
+    spoil(tmp_path / "shards", "s0_5")
+    return tmp_path / "shards"
+
+
+def test_a_damaged_clip_is_told_and_not_counted(model, damaged, tmp_path, uri):
+    config = measuring(model, damaged, tmp_path / "out", uri, max_failed_share=0.2)
+    found = evaluation.run(config)
+    assert (found["clips"], found["unread"]) == (4, 1)
+    assert [row["key"] for row in table(tmp_path / "out")] == [k for k in TEST_KEYS if k != "s0_5"]
+    [line] = ledger(tmp_path / "out")
+    assert (line["key"], line["shard"]) == ("s0_5", str(damaged / "shard-000000.tar"))
+    assert "crc32" in line["reason"]
+
+
+def test_too_many_damaged_clips_give_no_figures(model, damaged, tmp_path, uri):
+    with pytest.raises(TooManyFailures, match=r"1 of 5 samples .*ledger\.jsonl"):
+        evaluation.run(measuring(model, damaged, tmp_path / "out", uri))
+    assert {p for p in tree(tmp_path / "out") if "fetched" not in p} == {"ledger.jsonl"}
+
+
+def test_labels_in_another_order_are_refused(model, tmp_path, uri):
+    write_stripes(tmp_path / "shards", [6], test_every=3, labels=LABELS[::-1])
+    with pytest.raises(ValueError, match="labels glad, calm, the model was trained on calm, glad"):
+        evaluation.run(measuring(model, tmp_path / "shards", tmp_path / "out", uri))
+    assert not (tmp_path / "out/metrics.json").exists()

@@ -1,0 +1,129 @@
+"""The classification objective as the engine sees it: losses, views, layer decay, groups."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from finetune.mixing import MixConfig
+from finetune.models.classifier import Classifier
+from finetune.task import ClassifyTask
+from mira.encoder import EncoderConfig
+from mira.tubelets import normalise
+from shards.batch import ClipBatch
+
+ENCODER = EncoderConfig(
+    image_size=32, frames=4, patch_size=8, dim=24, depth=3, heads=3, attention="mira_flashlite"
+)
+UNMIXED = MixConfig(mixup=0.0, cutmix=0.0, label_smoothing=0.0)
+
+
+def task(mixing: MixConfig = UNMIXED, *, layer_decay: float = 1.0) -> ClassifyTask:
+    torch.manual_seed(0)
+    model = Classifier(ENCODER, num_classes=3)
+    torch.nn.init.normal_(model.head.weight)
+    return ClassifyTask(model, mixing, layer_decay=layer_decay)
+
+
+def batch(labels: tuple[int, ...] = (0, 2, -1, 1), *, views: int = 1) -> ClipBatch:
+    count = len(labels)
+    pixels = torch.randint(0, 256, (count * views, 3, 4, 32, 32))
+    return ClipBatch(
+        pixels=pixels.to(torch.uint8),
+        labels=torch.tensor(labels),
+        weights=torch.tensor([float(label >= 0) for label in labels]),
+        seeds=torch.arange(count),
+        keys=[f"k{i}" for i in range(count)],
+        views=views,
+    )
+
+
+def test_the_loss_of_a_clip_is_its_cross_entropy():
+    model, clips = task().eval(), batch()
+    losses, metrics = model(clips)
+    logits = model.model(normalise(clips.pixels))
+    kept = [0, 1, 3]
+    expected = functional.cross_entropy(logits[kept], clips.labels[kept], reduction="none")
+    torch.testing.assert_close(losses[kept], expected)
+    assert losses.shape == (4,) and losses.dtype == torch.float32 and losses.requires_grad
+    right = (logits[kept].argmax(1) == clips.labels[kept]).float()
+    assert torch.equal(metrics["accuracy"][kept], right)
+
+
+def test_smoothing_moves_mass_to_all_classes():
+    model, clips = task(MixConfig(mixup=0.0, cutmix=0.0, label_smoothing=0.3)).eval(), batch((1,))
+    logits = model.model(normalise(clips.pixels))
+    expected = functional.cross_entropy(logits, clips.labels, label_smoothing=0.3)
+    torch.testing.assert_close(model(clips)[0][0], expected)
+
+
+def test_what_stands_in_a_slot_that_does_not_count_changes_no_other_loss():
+    model, clips = task(MixConfig()).eval(), batch()
+    before = model(clips)[0]
+    other = replace(clips, pixels=clips.pixels.clone())
+    other.pixels[2] = 255
+    kept = [0, 1, 3]
+    assert torch.equal(model(other)[0][kept], before[kept])
+
+
+def test_without_mixing_micro_batches_of_any_size_give_the_same_losses():
+    model, clips = task().eval(), batch()
+    one = [
+        model(
+            ClipBatch(
+                *(t[i : i + 1] for t in (clips.pixels, clips.labels, clips.weights, clips.seeds)),
+                [clips.keys[i]],
+            )
+        )[0]
+        for i in range(4)
+    ]
+    torch.testing.assert_close(torch.cat(one), model(clips)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_prediction_is_the_mean_probability_of_a_clip_s_views():
+    model, clips = task().eval(), batch((0, 1), views=3)
+    shares = model.model(normalise(clips.pixels)).softmax(1)
+    found = model.predict(clips)
+    torch.testing.assert_close(found, torch.stack([shares[:3].mean(0), shares[3:].mean(0)]))
+    torch.testing.assert_close(found.sum(1), torch.ones(2))
+    assert found.dtype == torch.float32
+
+
+def test_prediction_ignores_labels_and_mixing():
+    model, clips = task(MixConfig()).eval(), batch()
+    unknown = replace(clips, labels=torch.full((4,), -1))
+    assert torch.equal(model.predict(clips), model.predict(unknown))
+
+
+def test_groups_hold_every_parameter_once_with_the_rate_of_its_layer():
+    model = task(layer_decay=0.5)
+    groups = model.param_groups(0.1)
+    held = [id(p) for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    layer = {"patch_embed": 0, "blocks.0": 1, "blocks.1": 2, "blocks.2": 3, "fc_norm": 4, "head": 4}
+    for name, parameter in model.named_parameters():
+        part = name.removeprefix("model.")
+        [found] = [i for start, i in layer.items() if part.startswith(f"{start}.")]
+        assert scales[id(parameter)] == 0.5 ** (4 - found), name
+        vector = name.endswith("bias") or "norm" in name
+        assert decays[id(parameter)] == (0.0 if vector else 0.1), name
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.75])
+def test_the_head_learns_at_the_full_rate(layer_decay):
+    model = task(layer_decay=layer_decay)
+    [group] = [
+        g for g in model.param_groups(0.1) if any(p is model.model.head.weight for p in g["params"])
+    ]
+    assert group["lr_scale"] == 1.0
+
+
+def test_a_fresh_head_starts_at_chance():
+    torch.manual_seed(0)
+    fresh = ClassifyTask(Classifier(ENCODER, num_classes=3), UNMIXED)
+    losses, _ = fresh(batch((0, 1, 2)))
+    assert losses.tolist() == pytest.approx([math.log(3)] * 3, abs=0.02)

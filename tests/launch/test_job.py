@@ -1,0 +1,155 @@
+"""The driver: order of things, the record, the summary, and what becomes of errors."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from launch.cluster import ClusterConfig, WorkerContext, WorkerLost
+from launch.engine import Diverged
+from launch.job import attached, command, drive, write_json
+from launch.tracking import SilentTracker, TrackingConfig, connect
+
+
+@dataclass(frozen=True)
+class Config:
+    cluster: ClusterConfig
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    number: int = 7
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('record') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def config(tmp_path, uri) -> Config:
+    cluster = ClusterConfig(workers=0, output=str(tmp_path / "out"))
+    return Config(cluster, TrackingConfig(uri=uri, experiment="driver"))
+
+
+def doubles(payload, context):
+    with attached(payload, context) as tracker:
+        tracker.log({"seen": 1.0}, 3)
+    return {"twice": 2 * payload["config"]["number"], "seed": payload["origin"]["seed"]}
+
+
+def nothing(handle, output, summary):
+    return {}
+
+
+def test_the_summary_says_what_was_made_and_where(config, tmp_path, uri):
+    (tmp_path / "list.txt").write_text("x")
+    calls = []
+
+    def publish(handle, output, summary):
+        calls.append((output, summary["twice"], connect(uri).get_run(handle.run_id).info.status))
+        return {"model": "models:/m/1"}
+
+    inputs = {"list": tmp_path / "list.txt"}
+    result = drive(doubles, config, seed=5, inputs=inputs, publish=publish)
+    assert calls == [(tmp_path / "out", 14, "RUNNING")], "published while the run is open"
+    assert (result["twice"], result["seed"], result["model"]) == (14, "5", "models:/m/1")
+    assert json.loads((tmp_path / "out/summary.json").read_text()) == result
+    run = connect(result["tracking_uri"]).get_run(result["run_id"])
+    assert run.info.status == "FINISHED" and run.data.metrics == {"seen": 1.0}
+    assert run.data.params["number"] == "7" and run.data.tags["input.list.sha256"]
+
+
+def test_a_failed_worker_closes_the_record_and_publishes_nothing(config, tmp_path, uri):
+    def fails(payload, context):
+        (tmp_path / "run").write_text(payload["run"][1])
+        raise ValueError("no face in s0_1; ingest again")
+
+    with pytest.raises(ValueError, match="no face in s0_1"):
+        drive(fails, config, seed=0, inputs={}, publish=lambda *_: pytest.fail("published"))
+    run = connect(uri).get_run((tmp_path / "run").read_text())
+    assert run.info.status == "FAILED"
+    assert run.data.tags["ended_by"] == "ValueError: no face in s0_1; ingest again"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_model_that_cannot_be_published_fails_the_run(config, tmp_path, uri):
+    seen = []
+
+    def publish(handle, output, summary):
+        seen.append(handle.run_id)
+        raise OSError("registry is read-only")
+
+    with pytest.raises(OSError, match="read-only"):
+        drive(doubles, config, seed=0, inputs={}, publish=publish)
+    assert connect(uri).get_run(seen[0]).info.status == "FAILED"
+    assert not (tmp_path / "out/summary.json").exists()
+
+
+def test_missing_inputs_stop_the_run_before_it_is_recorded(config, tmp_path, uri):
+    config = replace(config, tracking=replace(config.tracking, experiment="never"))
+    with pytest.raises(FileNotFoundError):
+        drive(doubles, config, seed=0, inputs={"x": tmp_path / "none"}, publish=nothing)
+    assert connect(uri).get_experiment_by_name("never") is None
+
+
+def test_only_the_first_worker_writes_to_the_record():
+    context = WorkerContext(rank=1, world=2, local_rank=1, device=None)
+    with attached({"run": ["sqlite:////nowhere/mlflow.db", "none"]}, context) as tracker:
+        assert isinstance(tracker, SilentTracker)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "summary.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class OutOfPatience(RuntimeError):
+    """An error of a package that the driver does not know."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("data.shards is empty"), "data.shards is empty"),
+        (OSError(28, "no room in /x; free some"), "no room in /x; free some"),
+        (FileNotFoundError(2, "No such file or directory", "/x/a"), "/x/a: No such file or dir"),
+        (OSError("no number"), "no number"),
+        (WorkerLost("worker 1 died"), "worker 1 died"),
+        (Diverged("5 steps in a row"), "5 steps in a row"),
+        (OutOfPatience("enough"), "enough"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_without_a_trace(error, said, capsys):
+    error.add_note("on worker 1 of 2:\nTraceback (most recent call last):")
+
+    def fails():
+        raise error
+
+    assert command(fails, told=(OutOfPatience,)) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: {said}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("shapes"), OutOfPatience("enough")])
+def test_a_bug_keeps_its_trace(error):
+    def fails():
+        raise error
+
+    with pytest.raises(type(error)):
+        command(fails)
+
+
+def test_interrupting_says_how_to_go_on(capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    assert command(stopped) == 130
+    assert "the same line goes on" in capsys.readouterr().err
+
+
+def test_success_is_silent(capsys, tmp_path):
+    assert command(lambda: Path(tmp_path, "made").touch()) == 0
+    assert capsys.readouterr() == ("", "")
