@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(_HERE.parent), *(p for p in sys.path if p and Path(p).resolve() != _HERE)]
@@ -31,6 +32,8 @@ SHARDS = ("python", "-m", "shards")
 RENDERED = ("--subjects", "60", "--size", "256x256", "--seconds", "0.8", "--fps", "12.5")
 # Small tight crops: decoding then costs little, and the demo's 64 pixels show the face alone.
 CROPPED = ("--size", "96", "--margin", "0", "--min-frames", "8")
+
+HELD_OUT = ("test=0.2", "val=0.15")  # where the annotations name no split
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ def main() -> int:
     if config.videos and not Path(config.videos).is_dir():
         CONSOLE.print(f"[red]error:[/] no folder {config.videos}: name a folder of videos")
         return 2
+    if config.annotations and not (config.videos and Path(config.annotations).is_file()):
+        CONSOLE.print(f"[red]error:[/] {config.annotations}: name a CSV file, and VIDEOS with it")
+        return 2
     try:
         rows = road(config, out)
     except StepFailed as failure:
@@ -74,12 +80,13 @@ def road(config: DemoConfig, out: Path) -> list[tuple[str, str, str]]:
     (run / "logs").mkdir(parents=True)
     videos, annotations = source_videos(config, out)
     shards = out / ("shards" if config.videos is None else f"shards-{Path(config.videos).name}")
-    ingest(videos, annotations, shards)
+    ingest(videos, annotations, shards, reuse=config.videos is None)
     rows = [("videos", str(videos), ""), shard_row(shards)]
     tracking = ["--tracking.uri", f"sqlite:///{out / 'mlflow.db'}"]
     with local_head(cpus=WORKERS) as head:
         submit = ["ray", "job", "submit", "--address", head, "--working-dir", str(ROOT), "--"]
-        train(submit, "pretrain", config.recipe, shards, run, tracking)
+        every = ["--data.split", "None"] if annotations is None else []
+        train(submit, "pretrain", config.recipe, shards, run, [*tracking, *every])
         rows.append(loss_row("pretraining", run / "pretrain"))
         if annotations is None:
             return rows
@@ -91,7 +98,7 @@ def road(config: DemoConfig, out: Path) -> list[tuple[str, str, str]]:
         command = [*submit, "python", "launch/evaluate.py", *model, *clips, *tracking]
         step("evaluate", command, run / "logs/evaluate.log", doing="reading and predicting")
     rows.append(accuracy_row(run / "test", "evaluation, unseen subjects"))
-    rows.append(predict(run, videos, annotations, tracking))
+    rows.append(predict(run, videos, shards, tracking))
     return rows
 
 
@@ -106,14 +113,23 @@ def source_videos(config: DemoConfig, out: Path) -> tuple[Path, Path | None]:
     return videos, videos / "annotations.csv"
 
 
-def ingest(videos: Path, annotations: Path | None, shards: Path) -> None:
-    """Videos → shards, unless they are there and intact."""
+def ingest(videos: Path, annotations: Path | None, shards: Path, *, reuse: bool) -> None:
+    """Videos → shards; with `reuse` not again where they are there and intact."""
     verify = [sys.executable, "-m", "shards", "verify", str(shards)]
-    if shards.exists() and subprocess.run(verify, cwd=ROOT, capture_output=True).returncode == 0:
+    if reuse and subprocess.run(verify, cwd=ROOT, capture_output=True).returncode == 0:
         CONSOLE.print(f"[green]✓[/] ingest: intact shards in {shards} are used again")
         return
     command = [*SHARDS, "ingest", str(videos), "--out", str(shards), *CROPPED, "--overwrite"]
-    direct("ingest", [*command, *(["--annotations", str(annotations)] if annotations else [])])
+    if annotations is not None:
+        command += ["--annotations", str(annotations)]
+        command += [] if "split" in columns(annotations) else ["--holdout", *HELD_OUT]
+    direct("ingest", command)
+
+
+def columns(annotations: Path) -> list[str]:
+    """Names of a CSV's columns."""
+    with annotations.open(newline="", encoding="utf-8-sig") as file:
+        return next(csv.reader(file), [])
 
 
 def train(
@@ -126,13 +142,9 @@ def train(
     step(stage, command, run / f"logs/{stage}.log")
 
 
-def predict(
-    run: Path, videos: Path, annotations: Path, tracking: list[str]
-) -> tuple[str, str, str]:
-    """Ask the registered model, in a fresh process, about a video of a held-out subject."""
-    with annotations.open(newline="") as file:
-        rows = [r for r in csv.DictReader(file) if r.get("split", "test") == "test"]
-    chosen = next(r for r in rows if r["label"] != "neutral")
+def predict(run: Path, videos: Path, shards: Path, tracking: list[str]) -> tuple[str, str, str]:
+    """Ask the registered model, in a fresh process, about a video of a held-out person."""
+    chosen = unseen(shards)
     video = videos / chosen["path"]
     command = ["python", "launch/predict.py", f"models:/{MODEL}@champion", str(video)]
     command += ["--out", str(run / "prediction"), *tracking]
@@ -140,6 +152,14 @@ def predict(
     answer = json.loads((run / "prediction/predictions.json").read_text())[0]
     text = f"{answer['label']} ({answer['probability']:.0%}), labelled {chosen['label']}"
     return "prediction", text, str(run / "prediction")
+
+
+def unseen(shards: Path) -> dict[str, Any]:
+    """The record of a test clip, of an expression rather than of a neutral face."""
+    lines = [line for p in sorted(shards.glob("*.index.jsonl")) for line in p.open()]
+    records = [json.loads(line)["record"] for line in lines]
+    tested = [record for record in records if record["split"] == "test"]
+    return next((record for record in tested if record["label"] != "neutral"), tested[0])
 
 
 def shard_row(shards: Path) -> tuple[str, str, str]:
