@@ -69,8 +69,10 @@ class PredictorConfig:
         """The preprocessing of a training run. Raises `shards.index.ManifestError`."""
         made = Manifest.open(data.shards[0]).clip
         known = {f.name for f in fields(IngestSettings)}
-        face = IngestSettings(**{name: value for name, value in made.items() if name in known})
-        return cls(encoder, labels, data.stride, data.views, face)
+        face = {name: value for name, value in made.items() if name in known}
+        # Training may want long clips; a question is answered from what there is.
+        face["min_frames"] = encoder.tubelet
+        return cls(encoder, labels, data.stride, data.views, IngestSettings(**face))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PredictorConfig:

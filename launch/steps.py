@@ -118,5 +118,5 @@ def environment() -> dict[str, str]:
 
 
 def short(command: list[str]) -> list[str]:
-    """The part of a command that a person would type."""
-    return [c.replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".") for c in command]
+    """The command as a person in this folder would type it."""
+    return ["." if word == str(ROOT) else word for word in command]
