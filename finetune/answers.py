@@ -51,7 +51,7 @@ def run(config: PredictConfig) -> list[Prediction]:
             f"no such video: {', '.join(missing)}; give paths of video files on this machine"
         )
     out = Path(config.out).expanduser().absolute()
-    model = fetch(config.model, uri=store_uri(config.tracking.uri, str(out)), into=out / "model")
+    model = fetch(config.model, uri=store_uri(config.tracking.uri, str(out)), into=out / ".fetched")
     if not (model / "MLmodel").is_file():
         raise ValueError(
             f"{model} is not a packaged model; give models:/NAME@ALIAS, or the folder `model` that "

@@ -99,7 +99,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     check_shards(config)
     output = Path(config.cluster.output)
     uri = store_uri(config.tracking.uri, str(output))
-    local = fetch(config.model, uri=uri, into=output / "fetched")
+    local = fetch(config.model, uri=uri, into=output / ".fetched")
     config = replace(config, model=str(local.absolute()))
     inputs = {f"manifest_{i}": Path(d, "manifest.json") for i, d in enumerate(config.shards)}
     result = drive(measure, config, seed=0, inputs=inputs, publish=lambda *_: {})

@@ -24,7 +24,7 @@ from launch.checkpoint import Checkpoints, fp32_state
 from launch.cluster import WorkerContext
 from launch.config import absolute_paths, from_dict, parse, to_dict
 from launch.engine import evaluate, fit
-from launch.job import attached, command, drive, summarise
+from launch.job import attached, command, drive, identity, summarise
 from launch.registry import fetch, register_predictor
 from launch.task import Tracker
 from launch.tracking import RunHandle, store_uri
@@ -56,11 +56,12 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         steps = config.run.total_steps(stream.steps_per_epoch)
         print(f"{stream.samples} clips of {len(stream.labels)} classes, {steps} steps")
         check_labelled(config, stream.samples)
+    inputs = {f"manifest_{i}": Path(d, "manifest.json") for i, d in enumerate(config.data.shards)}
     if config.init is not None:
         uri = store_uri(config.tracking.uri, config.cluster.output)
-        local = fetch(config.init, uri=uri, into=Path(config.cluster.output) / "init")
-        config = replace(config, init=str(local.absolute()))
-    inputs = {f"manifest_{i}": Path(d, "manifest.json") for i, d in enumerate(config.data.shards)}
+        local = fetch(config.init, uri=uri, into=Path(config.cluster.output) / "init").absolute()
+        config = replace(config, init=str(local))
+        inputs["init"] = local / "model.safetensors" if local.is_dir() else local
     return drive(
         train,
         config,
@@ -85,7 +86,9 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         checkpoints = Checkpoints(
             output / "checkpoints",
             keep=config.run.keep_checkpoints,
-            model=to_dict(config)["encoder"] | {"labels": list(probe.labels)},
+            model=to_dict(config)["encoder"]
+            | {"labels": list(probe.labels)}
+            | identity(payload["config"], payload["origin"]),
         )
         if context.rank == 0 and checkpoints.latest() is None:
             best.forget()
@@ -180,7 +183,7 @@ class Best:
 
     def chosen(self) -> dict[str, Any]:
         """Which weights are published: the best on validation, or without one the last."""
-        name = "best" if self.score() is not None else "last"
+        name = "best" if self.config.validation_split and self.score() is not None else "last"
         return {"predictor": str(self.folder.with_name(name)), "selection": name}
 
 

@@ -103,7 +103,7 @@ def demo() -> FinetuneConfig:
             global_batch=32,
             micro_batch=16,
             base_lr=8e-3,
-            min_lr=1e-5,
+            min_lr=8e-5,
             warmup=0.1,
             weight_decay=0.05,
             betas=(0.9, 0.999),

@@ -188,7 +188,15 @@ def _map_field(cfg: Any, path: list[str], change: Callable[[Any], Any]) -> Any:
 def _absolute(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_absolute(item) for item in value)
-    return os.path.abspath(os.path.expanduser(value)) if value else value
+    if not value:
+        return value
+    path = os.path.expanduser(value)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(path):
+        raise ConfigError(
+            f"{value!r} is a relative path, and a submitted job runs in a temporary copy of the "
+            "folder: give the absolute path"
+        )
+    return os.path.abspath(path)
 
 
 def _join(at: str, name: str) -> str:

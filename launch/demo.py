@@ -63,7 +63,7 @@ def main() -> int:
         return 2
     try:
         rows = road(config, out)
-    except StepFailed as failure:
+    except (StepFailed, RuntimeError, OSError) as failure:
         CONSOLE.print(f"[red]stopped:[/] {escape(str(failure))}")
         return 1
     except KeyboardInterrupt:
@@ -97,7 +97,7 @@ def road(config: DemoConfig, out: Path) -> list[tuple[str, str, str]]:
         model = ["--model", f"models:/{MODEL}@champion"]
         command = [*submit, "python", "launch/evaluate.py", *model, *clips, *tracking]
         step("evaluate", command, run / "logs/evaluate.log", doing="reading and predicting")
-    rows.append(accuracy_row(run / "test", "evaluation, unseen subjects"))
+    rows.append(accuracy_row(run / "test", "evaluation on the test split"))
     rows.append(predict(run, videos, shards, tracking))
     return rows
 
@@ -183,7 +183,7 @@ def accuracy_row(folder: Path, title: str) -> tuple[str, str, str]:
     """Accuracy and mean recall against chance."""
     found = json.loads((folder / "metrics.json").read_text())
     chance = 1 / len(found["labels"])
-    text = f"accuracy {found['war']:.0%}, mean recall {found['uar']:.0%} (chance {chance:.0%})"
+    text = f"accuracy {found['war']:.0%} of {found['clips']:.0f} clips (chance {chance:.0%})"
     return title, text, str(folder)
 
 
@@ -196,14 +196,18 @@ def closing(rows: list[tuple[str, str, str]], out: Path, seconds: float) -> None
         table.add_row(what, escape(result), escape(where.replace(f"{Path.cwd()}{os.sep}", "")))
     CONSOLE.print(table)
     python = Path(sys.executable).parent
+    store = f"sqlite:///{out / 'mlflow.db'}"
+    ask = f"""  ask the model     {python}/python launch/predict.py \\
+                      models:/{MODEL}@champion VIDEO --tracking.uri {store}
+"""
+    ask = ask if any(what == "prediction" for what, _, _ in rows) else ""
     CONSOLE.print(
         f"""next
   your own videos   make demo VIDEOS=folder [ANNOTATIONS=file.csv]
-  MLflow page       {python}/mlflow ui --backend-store-uri sqlite:///{out / "mlflow.db"}
-  ask the model     {python}/python launch/predict.py models:/{MODEL}@champion VIDEO \\
-                      --tracking.uri sqlite:///{out / "mlflow.db"}
-  a real cluster    ray job submit --working-dir . -- python launch/pretrain.py vit_b \\
-                      --data.shards /shared/shards --cluster.workers 64""",
+  MLflow page       {python}/mlflow ui --backend-store-uri {store}
+{ask}  a real cluster    ray job submit --working-dir . -- python launch/pretrain.py vit_b \\
+                      --data.shards /shared/shards --cluster.workers 64 \\
+                      --cluster.output /shared/runs/vit_b""",
         highlight=False,
         markup=False,
         soft_wrap=True,

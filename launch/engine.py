@@ -37,14 +37,14 @@ class RunConfig:
     global_batch: int = 64
     """Clips of one optimiser step, over all workers and all micro-batches."""
     micro_batch: int = 8
-    """Clips that one worker computes at once; global_batch is reached by accumulation. Changes
-    memory, not results."""
+    """Clips that one worker computes at once; global_batch is reached by accumulation. It changes
+    memory; results only where clips of a micro-batch meet: mixup, batch statistics, drop path."""
     seed: int = 0
     """Seed of initialisation, dropout and masks."""
     base_lr: float = 1.5e-4
     """Peak learning rate for 256 clips a step; the rate used is base_lr * global_batch / 256."""
     min_lr: float = 1e-5
-    """Learning rate that the cosine ends at, as it is used (not scaled by the batch)."""
+    """Learning rate for 256 clips a step that the cosine ends at; scaled like base_lr."""
     warmup: float = 0.05
     """Share of the run over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.05
@@ -76,7 +76,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
-                f"set exactly one of epochs and steps, not {self.epochs} and {self.steps}"
+                "set one of epochs and steps, and the other to None; they are "
+                f"{self.epochs} and {self.steps}"
             )
         for name in (
             "epochs",
@@ -108,7 +109,8 @@ class RunConfig:
     def lr_at(self, step: int, total_steps: int) -> float:
         """The scheduled learning rate of a step, counted from 0."""
         peak = scaled_lr(self.base_lr, self.global_batch)
-        return lr_at(step, steps=total_steps, peak=peak, floor=self.min_lr, warmup=self.warmup)
+        floor = scaled_lr(self.min_lr, self.global_batch)
+        return lr_at(step, steps=total_steps, peak=peak, floor=floor, warmup=self.warmup)
 
     def accumulation(self, world: int) -> int:
         """Micro-batches of one step on each of `world` workers. Raises ValueError where they do not

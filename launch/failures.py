@@ -24,7 +24,7 @@ def mended_by_restart(error: Exception) -> bool:
     if isinstance(error, FileNotFoundError | PermissionError | torch.OutOfMemoryError):
         return False
     if isinstance(error, OSError):
-        return error.errno != errno.ENOSPC
+        return error.errno not in (None, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
     if isinstance(error, RuntimeError):
         return isinstance(error, dist.DistError) or any(
             sign in str(error).lower() for sign in _TORN

@@ -76,6 +76,19 @@ def drive(
     return result
 
 
+def identity(config: Mapping[str, Any], origin: Mapping[str, str]) -> dict[str, Any]:
+    """What a checkpoint must agree on, besides the network, to be continued: which samples a step
+    takes, and the content of every input (shards, initial weights)."""
+    data, run = config["data"], config["run"]
+    order = {name: data[name] for name in ("split", "streams", "seed", "frames", "stride", "size")}
+    inputs = {k: v for k, v in sorted(origin.items()) if k.startswith("input.") and "sha" in k}
+    return {
+        "data": order,
+        "run": {name: run[name] for name in ("seed", "global_batch")},
+        "inputs": inputs,
+    }
+
+
 @contextmanager
 def attached(payload: Mapping[str, Any], context: WorkerContext) -> Iterator[TrackerProtocol]:
     """In a worker: the run's tracker on rank 0, a silent one elsewhere; flushed at the end."""

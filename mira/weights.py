@@ -5,6 +5,7 @@ key names of others are in `layouts.py`, copying into a model is in `loading.py`
 """
 
 import argparse
+import errno
 import json
 import os
 import pickle
@@ -103,8 +104,10 @@ def save_artifact(
             (aside / f"{name}.json").write_text(text + "\n")
         _swap(aside, folder)
     except (OSError, SafetensorError) as error:
+        # With its number kept, nobody takes a full disk for a hiccup worth another try.
         raise OSError(
-            f"{folder} could not be written ({error}); free space or write elsewhere"
+            getattr(error, "errno", None) or errno.ENOSPC,
+            f"{folder} could not be written ({error}); free space or write elsewhere",
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -16,7 +16,7 @@ from launch.checkpoint import Checkpoints, fp32_state
 from launch.cluster import WorkerContext
 from launch.config import absolute_paths, from_dict, parse, to_dict
 from launch.engine import evaluate, fit
-from launch.job import attached, command, drive, summarise
+from launch.job import attached, command, drive, identity, summarise
 from launch.task import Tracker
 from launch.tracking import RunHandle
 from mira.tubelets import normalise
@@ -67,6 +67,7 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     task = build(config)
     output = Path(config.cluster.output)
     model = to_dict(config)["encoder"] | {"decoder": to_dict(config)["decoder"]}
+    model |= identity(payload["config"], payload["origin"])
     ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
     with (
         attached(payload, context) as tracker,

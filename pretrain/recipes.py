@@ -37,12 +37,17 @@ class PretrainConfig:
                 raise ValueError(
                     f"encoder.{theirs} is {wanted} but data.{ours} is {given}: set both alike"
                 )
+        if self.validation_split is not None and self.data.split in (None, self.validation_split):
+            raise ValueError(
+                f"validation_split is {self.validation_split!r}, data.split {self.data.split!r}: "
+                "measure on clips that are not trained on, for example with --data.split train"
+            )
 
 
 def debug() -> PretrainConfig:
     """Seconds on two CPU cores: a toy of the same parts, to see that an installation works.
 
-    `python launch/pretrain.py debug --data.shards DIR`. Expect the loss to fall below 1.0.
+    `python launch/pretrain.py debug --data.shards DIR`.
     """
     config = demo()
     return replace(
@@ -86,7 +91,7 @@ def demo() -> PretrainConfig:
             global_batch=32,
             micro_batch=16,
             base_lr=8e-3,
-            min_lr=1e-4,
+            min_lr=8e-4,
             warmup=0.1,
             weight_decay=0.05,
             betas=(0.9, 0.95),
@@ -122,7 +127,7 @@ def vit_b() -> PretrainConfig:
 
     The published run is on VoxCeleb2 (1.09 M clips) and fine-tunes to 65.1 UAR on DFEW. 64 GPUs:
     `ray job submit --working-dir . -- python launch/pretrain.py vit_b --data.shards DIR
-    --cluster.workers 64`.
+    --cluster.workers 64 --cluster.output /shared/runs/vit_b`.
     """
     return _published(
         EncoderConfig(dim=768, depth=12, heads=12),
@@ -208,7 +213,7 @@ def _published(
             global_batch=1024,
             micro_batch=micro_batch,
             base_lr=base_lr,
-            min_lr=4e-5,  # 1e-5 for 256 clips, scaled to this batch like the peak
+            min_lr=1e-5,
             warmup=warmup_epochs / epochs,
             weight_decay=0.05,
             betas=(0.9, 0.95),

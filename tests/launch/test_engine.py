@@ -62,7 +62,13 @@ def plain(run: RunConfig, *, without: tuple[str, ...] = ()):
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(task.parameters(), run.clip_grad)))
         peak = scaled_lr(run.base_lr, GLOBAL)
-        lr = lr_at(step, steps=run.steps, peak=peak, floor=run.min_lr, warmup=run.warmup)
+        lr = lr_at(
+            step,
+            steps=run.steps,
+            peak=peak,
+            floor=scaled_lr(run.min_lr, run.global_batch),
+            warmup=run.warmup,
+        )
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         optimizer.step()
@@ -169,9 +175,7 @@ def test_bad_batch_changes_nothing_and_is_named(stage, what, tmp_path, capsys):
 def test_training_goes_on_after_a_bad_batch_as_if_it_had_not_been(tmp_path):
     """The optimiser's moments are untouched too: dropping step 0 gives what starting at step 1
     gives."""
-    run = config(
-        warmup=0.0, min_lr=config().base_lr * GLOBAL / 256
-    )  # a rate that does not depend on the step
+    run = config(warmup=0.0, min_lr=config().base_lr)  # a rate that does not depend on the step
 
     def work(context):
         spoilt = ToyStream(GLOBAL, 4, context, fill={"s0.0": float("nan")})

@@ -234,7 +234,15 @@ def test_a_block_without_exception_ends_the_run_as_finished(handle):
     assert connect(handle.uri).get_run(handle.run_id).info.status == "FINISHED"
 
 
-def test_a_termination_signal_ends_the_run_as_killed(handle):
+@pytest.fixture
+def default_termination():
+    """A Ray of an earlier test leaves its own handler, which would end this process."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_termination_signal_ends_the_run_as_killed(default_termination, handle):
     with pytest.raises(SystemExit), closing_run(handle):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)

@@ -92,7 +92,7 @@ def test_a_run_is_recorded_with_figures_pictures_and_its_model(whole, uri):
 def test_one_batch_again_and_again_is_learnt(place, uri):
     write_stripes(place / "four", [4])
     run = {"steps": 40, "save_every": 40, "log_every": 40, "micro_batch": 4}
-    config = pretraining(place / "four", place / "learnt", uri, base_lr=0.6, min_lr=1e-2, **run)
+    config = pretraining(place / "four", place / "learnt", uri, base_lr=0.6, min_lr=0.6, **run)
     summary = job.run(replace(config, data=replace(config.data, augment=PLAIN)))
     assert summary["loss_first"] > 0.8
     assert summary["loss_last"] < 0.4 * summary["loss_first"]
