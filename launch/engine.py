@@ -76,7 +76,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
-                "set one of epochs and steps, and the other to None; they are "
+                "set exactly one of epochs and steps, the other to None; they are "
                 f"{self.epochs} and {self.steps}"
             )
         for name in (
