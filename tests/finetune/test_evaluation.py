@@ -112,7 +112,7 @@ def test_it_is_recorded_and_leaves_nothing_half_written(result, place, uri):
     paths = [a.path for a in connect(uri).list_artifacts(result["run_id"])]
     assert {"predictions.csv", "pictures", "config.json"} <= set(paths)
     left = {p.name for p in (place / "measured").iterdir()}
-    assert left == {"fetched", "metrics.json", "predictions.csv", "summary.json"}
+    assert left == {".fetched", "metrics.json", "predictions.csv", "summary.json"}
 
 
 def test_a_local_folder_gives_the_same_figures_as_the_registry(result, place, uri, monkeypatch):
@@ -153,7 +153,7 @@ def test_a_damaged_clip_is_told_and_not_counted(model, damaged, tmp_path, uri):
 def test_too_many_damaged_clips_give_no_figures(model, damaged, tmp_path, uri):
     with pytest.raises(TooManyFailures, match=r"1 of 5 samples .*ledger\.jsonl"):
         evaluation.run(measuring(model, damaged, tmp_path / "out", uri))
-    assert {p for p in tree(tmp_path / "out") if "fetched" not in p} == {"ledger.jsonl"}
+    assert {p for p in tree(tmp_path / "out") if ".fetched" not in p} == {"ledger.jsonl"}
 
 
 def test_labels_in_another_order_are_refused(model, tmp_path, uri):
