@@ -60,10 +60,11 @@ def test_every_step_leaves_what_the_next_one_needs(demo):
     assert set(manifest["labels"]) == set(KINDS.values())
     for stage in ("pretrain", "finetune"):
         summary = json.loads((run / stage / "summary.json").read_text())
-        assert summary["steps"] == 8 and summary["loss_last"] > 0
+        assert summary["steps"] == 8 and summary["loss_last"] != summary["loss_first"]
     assert (run / "pretrain/encoder/model.safetensors").is_file()
     measured = json.loads((run / "test/metrics.json").read_text())
-    assert measured["clips"] >= 4 and 0 <= measured["war"] <= 1
+    assert measured["clips"] >= 4
+    assert sum(map(sum, measured["confusion"])) == measured["clips"]
 
 
 @pytest.mark.timeout(600)
