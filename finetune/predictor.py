@@ -21,9 +21,9 @@ from torch import Tensor
 
 from finetune.models.classifier import Classifier
 from finetune.pictures import importance_strip, png
+from mira import MiraConstants
 from mira.encoder import EncoderConfig
 from mira.loading import load_weights
-from mira.marginals import MiraConstants
 from mira.tubelets import normalise
 from mira.weights import load_artifact, save_artifact
 from shards.augment import ViewConfig, view_crops

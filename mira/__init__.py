@@ -3,7 +3,7 @@
 Knows no data, no clusters and no losses. Importing it needs torch, numpy and safetensors alone.
 """
 
+from kernels.marginals import MiraConstants, Statistics
 from mira.cores import attention
-from mira.marginals import MiraConstants
 
-__all__ = ["MiraConstants", "attention"]
+__all__ = ["MiraConstants", "Statistics", "attention"]

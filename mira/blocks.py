@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from kernels.marginals import POOLS, MiraConstants, Pool, Statistics, statistics_dtype
 from mira.cores import AttentionName, attention_share, core
-from mira.marginals import POOLS, MiraConstants, Pool, Statistics, statistics_dtype
 from mira.tubelets import Grid, tubelets
 
 LAYER_NORM_EPS = 1e-6

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mira.marginals import (
+from kernels.marginals import (
     POOLS,
     MiraConstants,
     Pool,

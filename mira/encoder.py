@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from kernels.marginals import POOLS, MiraConstants, Statistics
 from mira.blocks import LAYER_NORM_EPS, Attention, Block, PatchEmbed
 from mira.cores import AttentionName, core
-from mira.marginals import POOLS, MiraConstants, Statistics
 from mira.tubelets import Grid, sinusoids, token_positions
 
 

@@ -13,13 +13,13 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from mira import Statistics
 from mira.blocks import LAYER_NORM_EPS, Attention, Block
 from mira.cores import AttentionName
 from mira.encoder import Encoder, EncoderConfig, initialise
 from mira.flops import block_flops, encoder_flops
 from mira.layouts import PublicCheckpoint, canonical
 from mira.loading import LoadReport, block_count, encoder_config, load_weights, mlp_ratio
-from mira.marginals import Statistics
 from mira.tubelets import sinusoids, token_positions
 from pretrain.masking import MaskConfig
 from pretrain.target import token_errors

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mira import Statistics
 from mira.blocks import LAYER_NORM_EPS
 from mira.cores import AttentionName
 from mira.encoder import EncoderConfig, Trunk, mean_importance
 from mira.flops import encoder_flops
 from mira.layouts import PublicCheckpoint, canonical
 from mira.loading import CheckpointError, LoadReport, encoder_config, load_weights
-from mira.marginals import Statistics
 from mira.weights import Artifact, load_artifact, load_public
 
 HEAD_SCALE = 1e-3

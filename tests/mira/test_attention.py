@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional
 
 import mira
+from kernels.marginals import exact_importance, frame_statistics, per_clip
 from mira.blocks import Attention
 from mira.cores import CORES, attention_share, core, mira_flashlite
-from mira.marginals import exact_importance, frame_statistics, per_clip
 from tests.mira.golden import attention_of, constants, load, names, relative_error
 
 

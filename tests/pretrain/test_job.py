@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from launch.tracking import connect
+from mira import MiraConstants
 from mira.encoder import Encoder, EncoderConfig
 from mira.loading import load_weights
-from mira.marginals import MiraConstants
 from mira.weights import load_artifact
 from pretrain import job
 from shards.stream import TooManyFailures
