@@ -166,15 +166,22 @@ class Block(nn.Module):
         attention: its attention.
         mlp_ratio: hidden size of the MLP as a multiple of dim.
         drop_path: rate at which a clip's residual branch is dropped in training.
+        eps: of the LayerNorms.
     """
 
     def __init__(
-        self, dim: int, attention: Attention, *, mlp_ratio: float = 4.0, drop_path: float = 0.0
+        self,
+        dim: int,
+        attention: Attention,
+        *,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        eps: float = LAYER_NORM_EPS,
     ):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = attention
-        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
         self.drop_path = drop_path
 

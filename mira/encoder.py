@@ -54,6 +54,8 @@ class EncoderConfig:
     """Constants of MiRA."""
     eval_statistics: Literal["instance", "batch"] = "instance"
     """What batch_ema uses in evaluation; `batch` is as published: clips then affect one another."""
+    layer_norm_eps: float = LAYER_NORM_EPS
+    """Added to the variance in every LayerNorm; 1e-6 as published, 1e-5 in MARLIN's weights."""
     checkpoint_blocks: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
 
@@ -67,6 +69,8 @@ class EncoderConfig:
                 )
         if self.depth < 1 or self.channels < 1 or self.mlp_ratio <= 0:
             raise ValueError("EncoderConfig.depth, channels and mlp_ratio must be positive")
+        if not 0.0 < self.layer_norm_eps < 1.0:
+            raise ValueError(f"EncoderConfig.layer_norm_eps={self.layer_norm_eps} must be small")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"EncoderConfig.drop_path={self.drop_path} must lie in [0, 1)")
         if self.statistics not in (*POOLS, "batch_ema"):
@@ -211,7 +215,7 @@ class Encoder(Trunk):
 
     def __init__(self, config: EncoderConfig):
         super().__init__(config)
-        self.norm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         """Clips [B, C, T, h, w] to tokens [B, M, E]; arguments and errors are those of `embed`."""
@@ -243,7 +247,13 @@ def _block(config: EncoderConfig, index: int) -> Block:
         constants=config.constants,
     )
     rate = config.drop_path * index / max(config.depth - 1, 1)
-    return Block(config.dim, attention, mlp_ratio=config.mlp_ratio, drop_path=rate)
+    return Block(
+        config.dim,
+        attention,
+        mlp_ratio=config.mlp_ratio,
+        drop_path=rate,
+        eps=config.layer_norm_eps,
+    )
 
 
 def _recomputed(run: Callable[[Tensor], Tensor], attention: Attention, tokens: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Public checkpoint layouts: recognising them, and renaming between them and ours.
 
-Owns the key names of VideoMAE, VideoMAE V2, MiRA and Hugging Face checkpoints. It knows names and
-tensors, no files and no modules. Ours is the public VideoMAE layout, so those three only lose
-prefixes; a Hugging Face state dict is renamed and its q, k, v matrices are joined.
+Owns the key names of VideoMAE, VideoMAE V2, MiRA and Hugging Face checkpoints, and which layout a
+checkpoint has; what is special about MARLIN's is in `marlin.py`. It knows names and tensors, no
+files and no modules. Ours is the public VideoMAE layout, so those three only lose prefixes; a
+Hugging Face state dict is renamed and its q, k, v matrices are joined.
 """
 
 import re
@@ -12,6 +13,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from mira.marlin import LAYER_NORM_EPS as MARLIN_EPS
+from mira.marlin import from_marlin, is_marlin
 
 Kind = Literal["pretraining", "classifier", "encoder"]
 State = dict[str, Tensor]
@@ -39,13 +43,16 @@ class PublicCheckpoint:
             prefix `encoder.`, of the other kinds nothing.
         kind: `pretraining` (encoder and decoder), `classifier` (with a head), `encoder`.
         layout: where the names came from.
-        dropped: names left out because they have no effect (`key.bias`: softmax is invariant).
+        dropped: names left out by design: those without effect (`key.bias`: softmax is invariant)
+            and MARLIN's stored positions and discriminator.
+        layer_norm_eps: what the network's LayerNorms were trained with.
     """
 
     state_dict: State
     kind: Kind
-    layout: Literal["videomae", "huggingface"]
+    layout: Literal["videomae", "huggingface", "marlin"]
     dropped: tuple[str, ...] = ()
+    layer_norm_eps: float = 1e-6
 
     def encoder_state(self) -> State:
         """The encoder's part without prefix; decoder, head and `fc_norm` left out."""
@@ -71,22 +78,34 @@ def canonical(source: Mapping[str, Any], *, allow_zero_bias: bool = False) -> Pu
         ValueError: a layout that is not known or not supported, or all-zero biases.
     """
     state = _unwrapped(source)
-    layout: Literal["videomae", "huggingface"] = "videomae"
-    dropped: tuple[str, ...] = ()
+    if is_marlin(state):
+        state, dropped = from_marlin(state)
+        return _recognised(state, "marlin", dropped, MARLIN_EPS)
     if any("patch_embeddings.projection" in name for name in state):
         state, dropped = _from_hugging_face(state, allow_zero_bias=allow_zero_bias)
-        layout = "huggingface"
+        return _recognised(state, "huggingface", dropped)
+    return _recognised(state, "videomae")
+
+
+def _recognised(
+    state: State,
+    layout: Literal["videomae", "huggingface", "marlin"],
+    dropped: tuple[str, ...] = (),
+    eps: float = 1e-6,
+) -> PublicCheckpoint:
+    """Which kind of checkpoint these canonical names are."""
     if "encoder.patch_embed.proj.weight" in state:
         if any(name.startswith("decoder.") for name in state):
-            return PublicCheckpoint(state, "pretraining", layout, dropped)
+            return PublicCheckpoint(state, "pretraining", layout, dropped, eps)
         state = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
     if "patch_embed.proj.weight" not in state:
         raise ValueError(
-            "not a known checkpoint layout: neither VideoMAE's patch_embed.proj.weight nor Hugging "
-            f"Face's patch_embeddings.projection.weight is in it; it starts with {_first(state)}"
+            "not a known checkpoint layout: it has neither VideoMAE's patch_embed.proj.weight, "
+            "Hugging Face's patch_embeddings.projection.weight nor MARLIN's "
+            f"encoder.pos_embedding.emb; it starts with {_first(state)}"
         )
     kind: Kind = "classifier" if "head.weight" in state else "encoder"
-    return PublicCheckpoint(state, kind, layout, dropped)
+    return PublicCheckpoint(state, kind, layout, dropped, eps)
 
 
 def to_hugging_face(
@@ -150,12 +169,6 @@ def _unwrapped(source: Mapping[str, Any]) -> State:
     for key in ("model", "module", "state_dict"):
         if isinstance(inner.get(key), Mapping):
             inner = inner[key]
-    if "encoder.pos_embedding.emb" in {_bare(str(name)) for name in inner}:
-        raise ValueError(
-            "this is a MARLIN checkpoint: it stores learned position tensors, uses LayerNorm eps "
-            "1e-5, unnormalised input and channel-slowest patches, which this encoder does not "
-            "have; start from a VideoMAE, VideoMAE V2 or MiRA checkpoint instead"
-        )
     state: State = {}
     for name, tensor in inner.items():
         if not isinstance(tensor, Tensor):

@@ -5,7 +5,7 @@ and no layouts of others.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,6 +35,10 @@ class LoadReport:
     dropped: tuple[str, ...]
     new: tuple[str, ...]
     wrong_shape: tuple[str, ...]
+
+    def also_dropped(self, names: tuple[str, ...]) -> "LoadReport":
+        """This report, with names that were left out before the model saw them."""
+        return replace(self, dropped=names + self.dropped)
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]

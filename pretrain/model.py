@@ -53,15 +53,21 @@ class Decoder(nn.Module):
     Args:
         config: see `DecoderConfig`.
         values: predicted values a token.
+        eps: of the LayerNorms.
     """
 
-    def __init__(self, config: DecoderConfig, values: int):
+    def __init__(self, config: DecoderConfig, values: int, *, eps: float = LAYER_NORM_EPS):
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(config.dim, Attention(config.dim, config.heads), mlp_ratio=config.mlp_ratio)
+            Block(
+                config.dim,
+                Attention(config.dim, config.heads),
+                mlp_ratio=config.mlp_ratio,
+                eps=eps,
+            )
             for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(config.dim, eps=eps)
         self.head = nn.Linear(config.dim, values)
 
     def forward(self, x: Tensor, predicted: int) -> Tensor:
@@ -93,7 +99,7 @@ class VideoMAE(nn.Module):
         self.encoder = Encoder(encoder)
         self.encoder_to_decoder = nn.Linear(encoder.dim, decoder.dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder.dim))
-        self.decoder = Decoder(decoder, self.grid.tubelet_dim)
+        self.decoder = Decoder(decoder, self.grid.tubelet_dim, eps=encoder.layer_norm_eps)
         positions = sinusoids(self.grid.tokens, decoder.dim)
         self.register_buffer("positions", positions, persistent=False)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
@@ -175,8 +181,9 @@ class VideoMAE(nn.Module):
         """A model with the weights of a public pretraining checkpoint, all of them.
 
         Args:
-            state_dict: VideoMAE, VideoMAE V2, MiRA or Hugging Face names, with or without the dict
-                around them, or what `mira.weights.load_public` returned.
+            state_dict: VideoMAE, VideoMAE V2, MiRA, MARLIN or Hugging Face names, with or without
+                the dict around them, or what `mira.weights.load_public` returned. MARLIN's decoder
+                predicts plain pixels; training on turns it to normalised ones.
             heads, decoder_heads, frames, image_size: what tensor shapes do not tell.
             attention, statistics, mira_layers, eval_statistics: see `EncoderConfig`.
             allow_zero_bias: see `mira.layouts.canonical`.
@@ -205,11 +212,12 @@ class VideoMAE(nn.Module):
             statistics=statistics,
             mira_layers=mira_layers,
             eval_statistics=eval_statistics,
+            layer_norm_eps=found.layer_norm_eps,
         )
         dim = state["decoder.norm.weight"].shape[0]
         depth, ratio = block_count(state, "decoder."), mlp_ratio(state, dim, "decoder.")
         model = cls(encoder, DecoderConfig(dim, depth, decoder_heads, ratio))
-        model.load_report = load_weights(model, state)
+        model.load_report = load_weights(model, state).also_dropped(found.dropped)
         return model
 
     def _predicted(self, mask: Tensor, decoder_mask: Tensor | None) -> Tensor:

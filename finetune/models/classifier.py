@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mira import Statistics
-from mira.blocks import LAYER_NORM_EPS
 from mira.cores import AttentionName
 from mira.encoder import EncoderConfig, Trunk, mean_importance
 from mira.flops import encoder_flops
@@ -43,7 +42,7 @@ class Classifier(Trunk):
         if not 0.0 <= head_dropout < 1.0:
             raise ValueError(f"head_dropout={head_dropout} must lie in [0, 1)")
         self.num_classes, self.head_dropout = num_classes, head_dropout
-        self.fc_norm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.fc_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
@@ -137,9 +136,10 @@ class Classifier(Trunk):
             mira_layers=mira_layers,
             statistics=statistics,
             drop_path=drop_path,
+            layer_norm_eps=found.layer_norm_eps,
         )
         model = cls(config, len(state["head.weight"]), head_dropout=head_dropout)
-        model.load_report = load_weights(model, state)
+        model.load_report = load_weights(model, state).also_dropped(found.dropped)
         return model
 
     @classmethod
@@ -166,17 +166,23 @@ class Classifier(Trunk):
 
         Raises:
             FileNotFoundError: nothing there.
-            ValueError: weights of another size or, as far as the artifact tells, number of heads.
+            ValueError: weights of another size or, as far as the artifact tells, of another number
+                of heads or LayerNorm eps.
         """
         if isinstance(artifact, str | Path):
             artifact = _open(Path(artifact), allow_zero_bias=allow_zero_bias)
         if isinstance(artifact, Artifact):
-            _check_heads(artifact.config, config)
+            # Some artifacts hold the encoder's fields alone.
+            saved = artifact.config.get("encoder", artifact.config)
             artifact = canonical(artifact.state_dict, allow_zero_bias=allow_zero_bias)
+        else:
+            saved = {"layer_norm_eps": artifact.layer_norm_eps}
+        _check_unseen(saved, config)
         model = cls(config, num_classes, head_dropout=head_dropout)
         fresh = ("fc_norm.", "head.")
         state = artifact.encoder_state()
-        return model, load_weights(model, state, may_drop=("norm.",), may_be_new=fresh)
+        report = load_weights(model, state, may_drop=("norm.",), may_be_new=fresh)
+        return model, report.also_dropped(artifact.dropped)
 
 
 def _open(path: Path, *, allow_zero_bias: bool) -> Artifact | PublicCheckpoint:
@@ -185,11 +191,12 @@ def _open(path: Path, *, allow_zero_bias: bool) -> Artifact | PublicCheckpoint:
     return load_public(path, allow_zero_bias=allow_zero_bias)
 
 
-def _check_heads(saved: Mapping[str, Any], config: EncoderConfig) -> None:
-    """The number of heads changes what weights mean, and no shape shows it."""
-    sizes = saved.get("encoder", saved)  # some artifacts hold the encoder's fields alone
-    if "heads" in sizes and sizes["heads"] != config.heads:
-        raise CheckpointError(
-            f"the encoder was trained with {sizes['heads']} heads, the model has {config.heads}: "
-            f"set heads={sizes['heads']}"
-        )
+def _check_unseen(saved: Mapping[str, Any], config: EncoderConfig) -> None:
+    """What changes the meaning of weights, and no shape shows."""
+    for field in ("heads", "layer_norm_eps"):
+        wanted = getattr(config, field)
+        if saved.get(field, wanted) != wanted:
+            raise CheckpointError(
+                f"the encoder was trained with {field}={saved[field]}, the model has {wanted}: "
+                f"set {field}={saved[field]} (--encoder.{field} {saved[field]})"
+            )

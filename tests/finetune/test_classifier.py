@@ -102,7 +102,7 @@ def test_mira_starts_from_a_plain_encoder(tmp_path):
 def test_another_number_of_heads_is_refused(tmp_path, config):
     save_artifact(tmp_path / "encoder", Encoder(SMALL).state_dict(), config, {})
     other = EncoderConfig(**vars(SMALL) | {"heads": 4})
-    with pytest.raises(CheckpointError, match="trained with 3 heads, the model has 4"):
+    with pytest.raises(CheckpointError, match="trained with heads=3, the model has 4"):
         Classifier.from_encoder(tmp_path / "encoder", other, num_classes=5)
 
 
