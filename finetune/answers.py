@@ -16,9 +16,10 @@ from finetune.predictor_package import stream_predictions
 from launch.config import to_dict
 from launch.job import command, write_json
 from launch.provenance import provenance
+from launch.record import closing_run, create_run
 from launch.registry import fetch
 from launch.store import store_uri
-from launch.tracking import Tracker, TrackingConfig, closing_run, create_run
+from launch.tracking import Tracker, TrackingConfig
 
 
 @dataclass(frozen=True)

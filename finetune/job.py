@@ -6,7 +6,7 @@ kept. The loop is `launch/engine.py`, the network `models/`, the objective `task
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from launch.config import absolute_paths, from_dict, parse, to_dict
 from launch.engine import evaluate, fit
 from launch.job import attached, command, drive, identity, summarise
 from launch.registry import fetch, register_predictor
+from launch.store import store_uri
 from launch.task import Tracker
-from launch.tracking import RunHandle, store_uri
+from launch.tracking import RunHandle
 from shards.batch import ClipBatch
 from shards.ledger import Ledger
 from shards.manifest import Manifest
@@ -54,6 +55,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         open_split(config, config.validation_split, rank=0, world=world).close()
     with open_train(config, rank=0, world=world) as stream:
         steps = config.run.total_steps(stream.steps_per_epoch)
+        labels = stream.labels
         print(f"{stream.samples} clips of {len(stream.labels)} classes, {steps} steps")
         check_labelled(config, stream.samples)
     inputs = {f"manifest_{i}": Path(d, "manifest.json") for i, d in enumerate(config.data.shards)}
@@ -67,6 +69,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         config,
         seed=config.run.seed,
         inputs=inputs,
+        checkpoints=lambda origin: checkpoints_of(config, labels, origin),
         publish=lambda *args: publish(config, *args),
     )
 
@@ -83,13 +86,7 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         task = build(config, probe.labels, verbose=context.rank == 0)
         best = Best(config, output / "best", probe.labels, payload["origin"])
         ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
-        checkpoints = Checkpoints(
-            output / "checkpoints",
-            keep=config.run.keep_checkpoints,
-            model=to_dict(config)["encoder"]
-            | {"labels": list(probe.labels)}
-            | identity(payload["config"], payload["origin"]),
-        )
+        checkpoints = checkpoints_of(config, probe.labels, payload["origin"])
         if context.rank == 0 and checkpoints.latest() is None:
             best.forget()
         summary = fit(
@@ -122,6 +119,18 @@ def build(config: FinetuneConfig, labels: Sequence[str], *, verbose: bool) -> Cl
         if verbose:
             print(f"encoder from {config.init}: {report}")
     return ClassifyTask(model, config.mixing, layer_decay=config.layer_decay)
+
+
+def checkpoints_of(
+    config: FinetuneConfig, labels: Sequence[str], origin: Mapping[str, str]
+) -> Checkpoints:
+    """The run's checkpoints, which agree with its network, classes, data and inputs."""
+    data = to_dict(config)
+    return Checkpoints(
+        Path(config.cluster.output, "checkpoints"),
+        keep=config.run.keep_checkpoints,
+        model=data["encoder"] | {"labels": list(labels)} | identity(data, origin),
+    )
 
 
 class Best:

@@ -63,6 +63,13 @@ class Checkpoints:
         found = self._complete()
         return found[-1] if found else None
 
+    def resumable(self) -> bool:
+        """Whether a run would continue from here. Raises CheckpointError where a checkpoint is of
+        another configuration; asked before anything starts, by one process."""
+        if path := self.latest():
+            self._check_model(path, read_meta(path))
+        return path is not None
+
     def save(self, zero: Zero, step: int, progress: dict[str, Any]) -> Path:
         """Write the checkpoint of `step` completed steps and drop the oldest beyond `keep`; every
         rank calls this.
@@ -103,13 +110,12 @@ class Checkpoints:
                 shutil.rmtree(left, ignore_errors=True)
         check_shared(self.folder)
         found = _from_rank0(str(self.latest() or "") if _rank() == 0 else "")
-        if not found:
-            return None
-        return self._load(zero, Path(found))
+        return self._load(zero, Path(found)) if found else None
 
     def _load(self, zero: Zero, path: Path) -> Resumed:
         meta = read_meta(path)
-        self._check(zero, path, meta)
+        self._check_model(path, meta)
+        self._check_tensors(zero, path, meta)
         try:
             if zero.stage == 0 or meta["world"] == dist.get_world_size():
                 zero.load(path)
@@ -121,26 +127,31 @@ class Checkpoints:
         dist.barrier()
         return Resumed(meta["step"], meta["progress"])
 
-    def _check(self, zero: Zero, path: Path, meta: dict[str, Any]) -> None:
-        start = f"{path}: this checkpoint is of another"
-        fix = f"take the setting back, or choose another --cluster.output, or delete {self.folder}"
+    def _check_model(self, path: Path, meta: dict[str, Any]) -> None:
         configured = json.loads(json.dumps(self.model))  # tuples are lists in a file
         for field, (theirs, ours) in _differences(meta["model"], configured).items():
             raise CheckpointError(
-                f"{start} model: {field} was {theirs}, this run has {ours}; {fix}"
+                f"{path}: this checkpoint is of another model: {field} was {theirs}, this run has "
+                f"{ours}; {self._fix()}"
             )
+
+    def _check_tensors(self, zero: Zero, path: Path, meta: dict[str, Any]) -> None:
         ours = _shapes(zero.task)
         for name in sorted(set(ours) | set(meta["tensors"])):
             was, now = meta["tensors"].get(name), ours.get(name)
             if was != now:
                 raise CheckpointError(
-                    f"{start} shape: {name} was {was or 'absent'}, is {now or 'absent'}; {fix}"
+                    f"{path}: this checkpoint is of another shape: {name} was {was or 'absent'}, "
+                    f"is {now or 'absent'}; {self._fix()}"
                 )
         if (meta["zero_stage"] == 0) != (zero.stage == 0):
             raise CheckpointError(
                 f"{path}: written with --run.zero_stage {meta['zero_stage']}, this run has "
-                f"{zero.stage}; stages 1 and 2 exchange checkpoints, stage 0 does not: {fix}"
+                f"{zero.stage}; stages 1 and 2 exchange checkpoints, 0 does not: {self._fix()}"
             )
+
+    def _fix(self) -> str:
+        return f"take the setting back, or choose another --cluster.output, or delete {self.folder}"
 
     def _meta(self, zero: Zero, step: int, progress: dict[str, Any]) -> dict[str, Any]:
         return {

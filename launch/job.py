@@ -13,19 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from launch.checkpoint import Checkpoints
 from launch.cluster import ClusterConfig, WorkerContext, WorkerLost, launch
 from launch.config import to_dict
 from launch.engine import Diverged, Summary
 from launch.provenance import provenance
+from launch.record import closing_run, continue_run, create_run, remember
 from launch.task import Tracker as TrackerProtocol
-from launch.tracking import (
-    RunHandle,
-    SilentTracker,
-    Tracker,
-    TrackingConfig,
-    closing_run,
-    create_run,
-)
+from launch.tracking import RunHandle, SilentTracker, Tracker, TrackingConfig
 
 Worker = Callable[[dict[str, Any], WorkerContext], dict[str, Any]]
 
@@ -47,6 +42,7 @@ def drive(
     seed: int,
     inputs: Mapping[str, str | Path],
     publish: Callable[[RunHandle, Path, dict[str, Any]], dict[str, Any]],
+    checkpoints: Callable[[Mapping[str, str]], Checkpoints] | None = None,
 ) -> dict[str, Any]:
     """Run `worker` on the cluster and record it.
 
@@ -58,6 +54,9 @@ def drive(
         inputs: files whose hash the record keeps, by name.
         publish: called in the driver after success with the run, its output folder and the
             summary; registers what was made and returns more entries for the summary.
+        checkpoints: from the run's origin to its checkpoints, for jobs that have some. Where one is
+            there the run goes on from it, in the same MLflow run; one of another configuration is
+            refused before anything starts.
 
     Returns:
         The summary, which also lies in `summary.json` of the output folder.
@@ -66,7 +65,14 @@ def drive(
     output.mkdir(parents=True, exist_ok=True)
     origin = provenance(seed=seed, inputs=inputs)
     data = to_dict(config)
-    handle = create_run(config.tracking, output=str(output), config=data, origin=origin)
+    known = {"output": str(output), "config": data, "origin": origin}
+    kept = checkpoints(origin) if checkpoints else None
+    handle = None
+    if kept is not None and kept.resumable():
+        handle = continue_run(kept.folder, config.tracking, **known)
+    handle = handle or create_run(config.tracking, **known)
+    if kept is not None:
+        remember(handle, kept.folder)
     with closing_run(handle):
         payload = {"config": data, "run": list(handle), "origin": origin}
         result = launch(worker, payload, config.cluster)

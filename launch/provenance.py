@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+ROOMS = ("kernels", "mira", "shards", "launch", "pretrain", "finetune")
 PACKAGES = (
     "mira-video",
     "torch",
@@ -48,7 +49,8 @@ def provenance(
         FileNotFoundError: one of `inputs` does not exist.
     """
     facts = {"seed": str(seed), "command": shlex.join(command if command else sys.orig_argv)}
-    facts |= source_revision(Path(__file__).resolve().parent.parent)
+    root = Path(__file__).resolve().parent.parent
+    facts |= {"source.sha256": source_hash(root), **source_revision(root)}
     facts |= {f"version.{name}": version for name, version in package_versions().items()}
     facts |= host_facts()
     for name, path in (inputs or {}).items():
@@ -68,6 +70,20 @@ def source_revision(root: Path) -> dict[str, str]:
     changes = _git(root, "status", "--porcelain")
     dirty = "unknown" if changes is None else str(bool(changes)).lower()
     return {"git.revision": revision, "git.dirty": dirty}
+
+
+def source_hash(root: Path) -> str:
+    """SHA-256 over names and contents of the product's Python files.
+
+    It is the same for a checkout, for its copy in a submitted job, which has no revision, and for
+    an installation.
+    """
+    digest = hashlib.sha256()
+    for room in ROOMS:
+        for path in sorted((root / room).rglob("*.py")):
+            name = path.relative_to(root).as_posix()
+            digest.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def package_versions() -> dict[str, str]:

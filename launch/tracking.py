@@ -1,33 +1,30 @@
 """The record of a run in MLflow: its configuration, origin, figures, pictures and how it ended.
 
-Owns where the record is kept, how a run is opened, written to and closed. Refuses to know what the
-figures mean and how the run is executed; models are the business of `registry.py`. MLflow is
-imported where it is used, so that ranks which log nothing do not carry it.
+Owns where the record is kept and how a worker writes to a run; opening and closing one is the
+driver's, in `record.py`. Refuses to know what the figures mean and how the run is executed; models
+are the business of `registry.py`. MLflow is imported where it is used, so that ranks which log
+nothing do not carry it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
 import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from launch.signals import status_after, termination_raises
-from launch.store import StoreError, check_names, experiment_id, require_usable, store_uri
+from launch.store import StoreError, check_names, require_usable
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-PARAMS_A_CALL = 100  # MLflow's limit of parameters or tags in one request
 BACKLOG = 1000  # messages with figures under way, before the sender waits
 
 
@@ -69,60 +66,6 @@ def connect(uri: str) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     return MlflowClient(uri, registry_uri=uri)
-
-
-def create_run(
-    tracking: TrackingConfig,
-    *,
-    output: str,
-    config: Mapping[str, Any],
-    origin: Mapping[str, str],
-) -> RunHandle:
-    """Open a run in the driver and record what is known before it starts.
-
-    Args:
-        output: the run's folder; its name is the run's name unless `tracking.run_name` is given.
-        config: the complete configuration as JSON values; kept as parameters by dotted name and
-            as `config.json`.
-        origin: tags, see `provenance.provenance`.
-
-    Raises:
-        StoreError: see `store_uri` and `connect`; or the experiment was deleted.
-    """
-    uri = store_uri(tracking.uri, output)
-    client = connect(uri)
-    name = tracking.run_name or Path(output).absolute().name
-    experiment = experiment_id(client, tracking.experiment, uri=uri, output=output)
-    run_id = client.create_run(experiment, run_name=name).info.run_id
-    _log_in_portions(client, run_id, params=flatten(config), tags=origin)
-    client.log_text(run_id, json.dumps(config, indent=2), "config.json")
-    return RunHandle(uri, run_id)
-
-
-@contextlib.contextmanager
-def closing_run(handle: RunHandle) -> Iterator[None]:
-    """Driver: mark the run FINISHED, FAILED or KILLED by how the block ends; the exception goes on.
-
-    A termination signal (`ray job stop`, a batch system's time limit) counts as KILLED.
-    """
-    with termination_raises():
-        try:
-            yield
-        except BaseException as error:
-            try:
-                end_run(handle, status_after(error), reason=f"{type(error).__name__}: {error}")
-            except Exception as lost:
-                error.add_note(f"MLflow was not told how run {handle.run_id} ended: {lost}")
-            raise
-        end_run(handle, "FINISHED")
-
-
-def end_run(handle: RunHandle, status: str, *, reason: str = "") -> None:
-    """Set the final status: FINISHED, FAILED or KILLED; a reason is kept as tag `ended_by`."""
-    client = connect(handle.uri)
-    if reason:
-        client.set_tag(handle.run_id, "ended_by", reason[:5000])
-    client.set_terminated(handle.run_id, status=status)
 
 
 class Tracker:
@@ -234,33 +177,6 @@ class SilentTracker:
 
     def close(self) -> None:
         pass
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested JSON values as strings by dotted name; lists as JSON."""
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
-    return flat
-
-
-def _log_in_portions(
-    client: MlflowClient, run_id: str, *, params: Mapping[str, str], tags: Mapping[str, str]
-) -> None:
-    from mlflow.entities import Param, RunTag
-
-    rows = [(Param(k, v), None) for k, v in params.items()]
-    rows += [(None, RunTag(k, v)) for k, v in tags.items()]
-    for start in range(0, len(rows), PARAMS_A_CALL):
-        portion = rows[start : start + PARAMS_A_CALL]
-        client.log_batch(
-            run_id,
-            params=[param for param, _ in portion if param],
-            tags=[tag for _, tag in portion if tag],
-        )
 
 
 def _png(image: str | bytes | np.ndarray) -> bytes:

@@ -4,7 +4,7 @@ Owns what the driver checks before it starts and what each worker builds. The lo
 `launch/engine.py`, the model `model.py`, the objective `task.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         config,
         seed=config.run.seed,
         inputs=inputs,
+        checkpoints=lambda origin: checkpoints_of(config, origin),
         publish=lambda *args: publish(config, *args),
     )
 
@@ -66,8 +67,6 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     torch.manual_seed(config.run.seed)
     task = build(config)
     output = Path(config.cluster.output)
-    model = to_dict(config)["encoder"] | {"decoder": to_dict(config)["decoder"]}
-    model |= identity(payload["config"], payload["origin"])
     ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
     with (
         attached(payload, context) as tracker,
@@ -80,9 +79,7 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
             ),
             config.run,
             tracker=tracker,
-            checkpoints=Checkpoints(
-                output / "checkpoints", keep=config.run.keep_checkpoints, model=model
-            ),
+            checkpoints=checkpoints_of(config, payload["origin"]),
             context=context,
             total_steps=config.run.total_steps(probe.steps_per_epoch),
             evaluators=[lambda _, step: measure(config, task, step, tracker, context, ledger)],
@@ -95,6 +92,16 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
 def build(config: PretrainConfig) -> PretrainTask:
     """The task, from random weights. Raises ValueError where its sizes do not fit together."""
     return PretrainTask(VideoMAE(config.encoder, config.decoder), config.mask)
+
+
+def checkpoints_of(config: PretrainConfig, origin: Mapping[str, str]) -> Checkpoints:
+    """The run's checkpoints, which agree with its network, data and inputs."""
+    data = to_dict(config)
+    return Checkpoints(
+        Path(config.cluster.output, "checkpoints"),
+        keep=config.run.keep_checkpoints,
+        model=data["encoder"] | {"decoder": data["decoder"]} | identity(data, origin),
+    )
 
 
 def open_train(

@@ -238,7 +238,7 @@ def test_a_full_disk_under_a_checkpoint(disk, place, capsys):
     said = refusal(pretrain_job.main, pretrain(place, out), capsys)
     assert f"no room for a checkpoint in {out / 'checkpoints'}" in said
     assert "free some space" in said and "--run.keep_checkpoints" in said
-    assert tree(out) == {"checkpoints"}
+    assert tree(out) == {"checkpoints", "checkpoints/mlflow_run.json"}
 
 
 def test_a_disk_that_reports_too_little_room(place, tmp_path, capsys, monkeypatch):
@@ -246,7 +246,7 @@ def test_a_disk_that_reports_too_little_room(place, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     said = refusal(pretrain_job.main, pretrain(place, tmp_path / "out"), capsys)
     assert "0.5 MB are free; free some space" in said
-    assert tree(tmp_path / "out") == {"checkpoints"}
+    assert tree(tmp_path / "out") == {"checkpoints", "checkpoints/mlflow_run.json"}
 
 
 @pytest.mark.parametrize("disk", [1000, 1400], indirect=True)

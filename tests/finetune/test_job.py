@@ -110,8 +110,7 @@ def test_an_interrupted_run_ends_with_the_same_bits_and_the_same_best(place, uri
     summary = job.run(config)
     assert summary["resumed_from"] == 4
     assert summary["loss_last"] == whole["loss_last"]
-    before = logged(whole, "train/loss")
-    assert logged(summary, "train/loss") == {5: before[5], 6: before[6]}
+    assert logged(summary, "train/loss") == logged(whole, "train/loss"), "one whole curve"
     for name in ("best", "last"):
         assert same(place / "torn" / name, place / "whole" / name)
         origins = [load_artifact(place / run / name).provenance for run in ("torn", "whole")]

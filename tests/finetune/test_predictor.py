@@ -26,7 +26,8 @@ from finetune.predictor import Prediction, Predictor, PredictorConfig, save_pred
 from finetune.predictor_package import CODE, package, predict_videos, stream_predictions
 from finetune.task import ClassifyTask
 from launch import registry
-from launch.tracking import TrackingConfig, create_run
+from launch.record import create_run
+from launch.tracking import TrackingConfig
 from mira.encoder import EncoderConfig
 from shards.augment import ViewConfig
 from shards.batch import Clip, collate

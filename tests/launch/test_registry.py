@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from launch import registry
+from launch.record import create_run
 from launch.store import StoreError
-from launch.tracking import RunHandle, TrackingConfig, connect, create_run
+from launch.tracking import RunHandle, TrackingConfig, connect
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,18 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.provenance import provenance, source_revision
+from launch.provenance import provenance, source_hash, source_revision
+from launch.record import closing_run, continue_run, create_run, remember
 from launch.registry import fetch, register_encoder
 from launch.store import StoreError, store_uri
-from launch.tracking import (
-    RunHandle,
-    SilentTracker,
-    Tracker,
-    TrackingConfig,
-    closing_run,
-    connect,
-    create_run,
-)
+from launch.tracking import RunHandle, SilentTracker, Tracker, TrackingConfig, connect
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"run": {"steps": 4, "betas": [0.9, 0.95], "clip": None}, "name": "debug", "flag": True}
@@ -268,6 +262,7 @@ def test_the_silent_tracker_takes_every_call():
 def test_a_new_database_is_made_without_a_word(tmp_path):
     code = (
         "import sys\n"
+        "from launch.record import *\n"
         "from launch.tracking import *\n"
         "h = create_run(TrackingConfig(), output=sys.argv[1], config={'a': 1}, origin={})\n"
         "t = Tracker(*h)\n"
@@ -354,6 +349,61 @@ def test_provenance_names_source_versions_machine_and_inputs(tmp_path):
     assert re.match(r"\d+\.\d+", facts["version.torch"])
     assert int(facts["host.cpus"]) >= 1
     assert all(isinstance(value, str) for value in facts.values())
+
+
+def test_a_continued_run_keeps_its_curve_and_says_what_changed(store, tmp_path):
+    uri = f"sqlite:///{store}"
+    tracking, out = TrackingConfig(uri=uri), str(tmp_path / "out")
+    first = create_run(tracking, output=out, config=CONFIG, origin={"command": "a", "seed": "3"})
+    tracker = tracker_of(first)
+    for step in (1, 2):
+        tracker.log({"loss": 1.0}, step)
+    tracker.close()
+    with pytest.raises(ValueError), closing_run(first):
+        raise ValueError("the disk is full")
+
+    known = {"output": out, "config": CONFIG, "origin": {"command": "b", "seed": "3"}}
+    remember(first, tmp_path / "checkpoints")
+    again = continue_run(tmp_path / "checkpoints", tracking, **known)
+    assert again == first
+    tracker = tracker_of(again)
+    for step in (2, 3):
+        tracker.log({"loss": 0.5}, step)
+    tracker.close()
+    with closing_run(again):
+        pass
+    run = connect(uri).get_run(first.run_id)
+    assert run.info.status == "FINISHED" and "ended_by" not in run.data.tags
+    assert (run.data.tags["resumed"], run.data.tags["resumed.1.command"]) == ("1", "b")
+    assert "resumed.1.seed" not in run.data.tags and run.data.tags["command"] == "a"
+    assert steps_of(first, "loss") == [1, 2, 3]
+    files = {file.path for file in connect(uri).list_artifacts(first.run_id)}
+    assert {"config.json", "config_resumed_1.json"} <= files
+
+
+def test_a_run_that_is_gone_or_kept_elsewhere_is_not_continued(store, tmp_path):
+    tracking, out = TrackingConfig(uri=f"sqlite:///{store}"), str(tmp_path / "out")
+    known = {"output": out, "config": CONFIG, "origin": {}}
+    kept = tmp_path / "checkpoints"
+    assert continue_run(kept, tracking, **known) is None
+    handle = create_run(tracking, **known)
+    remember(handle, kept)
+    elsewhere = TrackingConfig(uri=f"sqlite:///{tmp_path / 'other.db'}")
+    assert continue_run(kept, elsewhere, **known) is None
+    connect(handle.uri).delete_run(handle.run_id)
+    assert continue_run(kept, tracking, **known) is None
+
+
+def test_the_source_hash_is_that_of_any_copy_and_changes_with_a_line(tmp_path):
+    for room in ("mira", "launch"):
+        shutil.copytree(ROOT / room, tmp_path / room)
+    before = source_hash(tmp_path)
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    assert source_hash(tmp_path / "copy") == before
+    with (tmp_path / "mira/cores.py").open("a") as file:
+        file.write("# one more line\n")
+    assert source_hash(tmp_path) != before
+    assert provenance(seed=1)["source.sha256"] == source_hash(ROOT)
 
 
 def test_the_source_revision_tells_a_changed_checkout_from_a_clean_one(tmp_path):

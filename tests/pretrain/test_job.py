@@ -70,7 +70,7 @@ def test_a_run_leaves_its_summary_and_nothing_half_written(whole):
     assert json.loads((output / "summary.json").read_text()) == whole
     assert {p.name for p in output.iterdir()} == {"checkpoints", "encoder", "summary.json"}
     kept = {p.name for p in (output / "checkpoints").iterdir()}
-    assert kept == {"step_000002", "step_000004", "step_000006"}
+    assert kept == {"mlflow_run.json", "step_000002", "step_000004", "step_000006"}
 
 
 def test_a_run_is_recorded_with_figures_pictures_and_its_model(whole, uri):
@@ -108,7 +108,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(place, uri, whole):
     assert summary["loss_first"] == whole["loss_first"]
     assert summary["loss_last"] == whole["loss_last"]
     again, before = logged(summary, "train/loss"), logged(whole, "train/loss")
-    assert again == {5: before[5], 6: before[6]}
+    assert again == before, "one run, one whole curve"
     assert same(weights(summary), weights(whole))
 
 
@@ -122,7 +122,7 @@ def test_a_finished_run_is_not_trained_again(place, uri, whole):
     again = job.run(config)
     assert (again["resumed_from"], again["steps"]) == (6, 6)
     assert again["loss_last"] == whole["loss_last"]
-    assert logged(again, "train/loss") == {}
+    assert again["run_id"] == whole["run_id"]
     assert same(weights(again), weights(whole))
 
 
