@@ -23,7 +23,12 @@ WALLS = {  # a third party → the files or folders that may name it
     "triton": ("kernels/",),
     "ray": ("launch/cluster.py", "shards/ingest/", "finetune/protocols.py"),
     "deepspeed": ("launch/engine.py", "launch/zero.py", "launch/checkpoint.py"),
-    "mlflow": ("launch/tracking.py", "launch/record.py", "launch/registry.py", "finetune/predictor"),
+    "mlflow": (
+        "launch/tracking.py",
+        "launch/record.py",
+        "launch/registry.py",
+        "finetune/predictor",
+    ),
     "webdataset": ("shards/",),
     "decord": ("shards/",),
     "av": ("shards/",),
