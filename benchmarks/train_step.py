@@ -10,11 +10,9 @@ printed. Rows are appended to benchmarks/results/train_step.csv.
 """
 
 import argparse
-import csv
 import datetime
 import platform
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
+from benchmarks.rows import CLOCKS, append, processor, quantile
 from finetune.models import Classifier
 from mira.layouts import to_hugging_face
 from pretrain.masking import MaskConfig, tube_mask
@@ -36,7 +35,6 @@ WARM_UP = 2
 EPS = 1e-6
 CLASSES = 7
 PRECISIONS = ("fp32", "bf16", "autocast")
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -222,32 +220,6 @@ def rows(name: str, precision: str, steps: int, clock: str) -> Iterator[dict[str
         }
 
 
-def quantile(values: list[float], share: float) -> float:
-    """A quantile of measured values."""
-    return float(torch.tensor(values, dtype=torch.float64).quantile(share))
-
-
-def processor() -> str:
-    """The processor's name as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
-
-
-def append(found: list[dict[str, object]]) -> None:
-    """Add rows to the results file, with a header if it is new."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(found[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(found)
-
-
 def main() -> int:
     """Run the cases; exit 1 if any pair disagreed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -270,7 +242,7 @@ def main() -> int:
                 print(f"{name} {precision}: not timed, {problem}", flush=True)
                 continue
             found = list(rows(name, precision, options.steps, options.clock))
-            append(found)
+            append(RESULTS, found)
             print(
                 f"{name} {precision}: ours {found[0]['p50_s']} s, transformers "
                 f"{found[1]['p50_s']} s, ratio {found[0]['ratio_p50']}",
