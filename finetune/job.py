@@ -129,7 +129,7 @@ def checkpoints_of(
     return Checkpoints(
         Path(config.cluster.output, "checkpoints"),
         keep=config.run.keep_checkpoints,
-        model=data["encoder"] | {"labels": list(labels)} | identity(data, origin),
+        model=config.encoder.identity() | {"labels": list(labels)} | identity(data, origin),
     )
 
 

@@ -72,6 +72,8 @@ class PredictorConfig:
         face = {name: value for name, value in made.items() if name in known}
         # Training may want long clips; a question is answered from what there is.
         face["min_frames"] = encoder.tubelet
+        # The machine that answers has its own attention backends.
+        encoder = replace(encoder, backend=None)
         return cls(encoder, labels, data.stride, data.views, IngestSettings(**face))
 
     @classmethod

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from kernels.marginals import POOLS, MiraConstants, Pool, Statistics, statistics_dtype
-from mira.cores import AttentionName, attention_share, core
+from kernels.backends import BackendName
+from kernels.exact import MovingAverage
+from kernels.marginals import MiraConstants, Statistics, statistics_dtype
+from mira.cores import AttentionName, How, attention_share, core
 from mira.tubelets import Grid, tubelets
 
 LAYER_NORM_EPS = 1e-6
@@ -33,7 +35,7 @@ class Attention(nn.Module):
         dim, heads: E and H.
         attention: name of the core.
         frames: F; read by framewise cores only.
-        statistics, eval_statistics, constants: see `mira.encoder.EncoderConfig`.
+        statistics, eval_statistics, constants, backend: see `mira.encoder.EncoderConfig`.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Attention(nn.Module):
         statistics: Statistics = "instance",
         eval_statistics: Literal["instance", "batch"] = "instance",
         constants: MiraConstants | None = None,
+        backend: BackendName | None = None,
     ):
         super().__init__()
         self.heads, self.frames = heads, frames
@@ -53,6 +56,7 @@ class Attention(nn.Module):
         self.core = core(attention)
         self.statistics, self.eval_statistics = statistics, eval_statistics
         self.constants = constants or MiraConstants()
+        self.backend: BackendName | None = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
@@ -76,9 +80,8 @@ class Attention(nn.Module):
             [B, asking or N, E].
         """
         q, k, v = self.project(x, asking=asking)
-        out, frame = self.core.attend(
-            q, k, v, self.frames, self._pool(), self.constants, self.scale
-        )
+        how = How(self.frames, self._statistics(), self.constants, self.scale, self.backend)
+        out, frame = self.core.attend(q, k, v, how)
         if importance is not None:
             if frame is None:
                 frame = attention_share(q, k, self.frames, self.scale)
@@ -112,16 +115,17 @@ class Attention(nn.Module):
         finally:
             self._replayed = None
 
-    def _pool(self) -> Pool:
+    def _statistics(self) -> str | MovingAverage:
         if self.statistics != "batch_ema":
-            return POOLS[self.statistics]
-        return self._moving_average if self.training else POOLS[self.eval_statistics]
+            return self.statistics
+        return self._moving_average if self.training else self.eval_statistics
 
-    def _moving_average(self, confidence: Tensor, concentration: Tensor) -> tuple[Tensor, Tensor]:
-        if self._replayed is None:
-            self._update(confidence.detach().mean(0, keepdim=True))
-        used = self.c_buf.clone() if self._replayed is None else self._replayed
-        return used.to(confidence.dtype), concentration.mean(0, keepdim=True)
+    def _moving_average(self, mean: Tensor) -> Tensor:
+        """Batch mean of the confidence [1, F] → the average to use, after this batch moved it."""
+        if self._replayed is not None:
+            return self._replayed
+        self._update(mean)
+        return self.c_buf.clone()
 
     def _update(self, mean: Tensor) -> None:
         """Move the average towards the mean over ranks, so that every rank holds the same."""

@@ -1,8 +1,9 @@
 """Attention cores: parameter-free functions from q, k, v to the attended values, and their table.
 
 Owns what the three ways of attending compute, on plain tensors [B, H, N, D], tokens in frame-major
-order. It knows no projections, no state and no layers; the moving average of `batch_ema` reaches a
-core as the `pool` it is given. Adding a core means one function and one row of `CORES` here.
+order; the kernels are in `kernels/`. It knows no projections, no state and no layers; the moving
+average of `batch_ema` reaches a core as a function. Adding a core means one function and one row of
+`CORES` here.
 """
 
 from collections.abc import Callable
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kernels.backends import BackendName
+from kernels.exact import MovingAverage, exact_attention_with_importance
+from kernels.flashlite import flashlite_attention, key_energy
 from kernels.marginals import (
     POOLS,
     MiraConstants,
-    Pool,
-    exact_alpha,
-    exact_importance,
     flashlite_alpha,
     flashlite_importance,
     frame_statistics,
@@ -30,51 +31,60 @@ Attended = tuple[Tensor, Tensor | None]
 """(values [B, H, N, D], frame importance [B or 1, F] or None where the core has none)."""
 
 
-def sdpa(
-    q: Tensor, k: Tensor, v: Tensor, frames: int, pool: Pool, constants: MiraConstants, scale: float
-) -> Attended:
-    """Plain scaled dot-product attention; frames, pool and constants play no part."""
-    return functional.scaled_dot_product_attention(q, k, v, scale=scale), None
+@dataclass(frozen=True)
+class How:
+    """What a core needs beside q, k and v.
 
-
-def mira_exact(
-    q: Tensor, k: Tensor, v: Tensor, frames: int, pool: Pool, constants: MiraConstants, scale: float
-) -> Attended:
-    """MiRA after the softmax, literally as published: it holds the B x H x N x N map.
-
-    Gradients flow through the statistics as well.
+    Attributes:
+        frames: F; divides N.
+        statistics: `instance`, `batch`, or the moving average of `batch_ema` as a function.
+        constants: see `MiraConstants`.
+        scale: factor on q·k.
+        backend: see `kernels.backends.pick`; None is Triton on CUDA, SDPA elsewhere.
     """
-    dtype = statistics_dtype(q.dtype)
-    n = k.shape[2]
-    attention = (q * scale @ k.transpose(2, 3)).softmax(-1, dtype=dtype)  # [B, H, N, N]
-    mass = attention.mean(1).sum(1)  # [B, N]
-    own, concentration = frame_statistics(mass / n, frames, floor=1e-6)
-    importance = exact_importance(*pool(own, concentration), constants)
-    # Pooling decides how important a frame is; what it is compared with stays the clip's own.
-    alpha = exact_alpha(importance, own, constants)  # [B, F]
-    weighted = attention * _per_key(alpha, n)
-    reweighted = (1 - constants.floor) * weighted + constants.floor / n
-    reweighted = reweighted / reweighted.sum(-1, keepdim=True)
-    mixed = torch.lerp(attention, reweighted, constants.residual_mix)
-    return mixed.to(v.dtype) @ v, importance
+
+    frames: int
+    statistics: str | MovingAverage
+    constants: MiraConstants
+    scale: float
+    backend: BackendName | None = None
 
 
-def mira_flashlite(
-    q: Tensor, k: Tensor, v: Tensor, frames: int, pool: Pool, constants: MiraConstants, scale: float
-) -> Attended:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, how: How) -> Attended:
+    """PyTorch's plain scaled dot-product attention; only the scale plays a part."""
+    return functional.scaled_dot_product_attention(q, k, v, scale=how.scale), None
+
+
+def mira_exact(q: Tensor, k: Tensor, v: Tensor, how: How) -> Attended:
+    """MiRA after the softmax, in O(N) memory; gradients flow through the statistics as well."""
+    return exact_attention_with_importance(
+        q,
+        k,
+        v,
+        frames=how.frames,
+        constants=how.constants,
+        statistics=how.statistics,
+        scale=how.scale,
+        backend=how.backend,
+    )
+
+
+def mira_flashlite(q: Tensor, k: Tensor, v: Tensor, how: How) -> Attended:
     """MiRA before the softmax: plain attention with one detached bias a key, log α of its frame.
 
-    The bias is [B, 1, 1, N] in q's dtype and never expanded: the fused kernels take it in that
-    form, and a float32 bias beside bfloat16 queries is misread by some of them.
+    Where all frames weigh the same by their constants, it is plain attention of the same backend.
     """
     with torch.no_grad():
-        energy = key_energy(k)  # [B, N]
-        confidence, concentration = pool(*frame_statistics(energy, frames, floor=1e-12))
-        importance = flashlite_importance(confidence, concentration, constants)
-        alpha = flashlite_alpha(importance, constants)
-        bias = _per_key(alpha.log(), k.shape[2]).to(q.dtype)
-        bias = bias.expand(q.shape[0], 1, 1, -1)  # statistics of a batch are [1, F]
-    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+        energy = key_energy(k, backend=how.backend)  # [B, N]
+        found = frame_statistics(energy, how.frames, floor=1e-12)
+        importance = flashlite_importance(*_pooled(*found, how.statistics), how.constants)
+        alpha = flashlite_alpha(importance, how.constants)
+        bias = alpha.log().repeat_interleave(k.shape[2] // how.frames, dim=1)
+        bias = bias.expand(len(k), -1)  # statistics of a batch are [1, F]
+    weighs = how.constants.alpha_min < how.constants.alpha_max
+    out = flashlite_attention(
+        q, k, v, bias if weighs else None, scale=how.scale, backend=how.backend
+    )
     return out, importance
 
 
@@ -83,12 +93,12 @@ class Core:
     """A way of attending.
 
     Attributes:
-        attend: (q, k, v, frames, pool, constants, scale) → `Attended`.
+        attend: (q, k, v, how) → `Attended`.
         framewise: whether it reads the frame structure: then every frame needs as many tokens as
             the others, and the attention module keeps a moving average.
     """
 
-    attend: Callable[[Tensor, Tensor, Tensor, int, Pool, MiraConstants, float], Attended]
+    attend: Callable[[Tensor, Tensor, Tensor, How], Attended]
     framewise: bool
 
 
@@ -119,6 +129,7 @@ def attention(
     statistics: Literal["instance", "batch"] = "instance",
     constants: MiraConstants | None = None,
     scale: float | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """MiRA attention (arXiv 2606.30611) without parameters.
 
@@ -130,12 +141,15 @@ def attention(
         statistics: whether a clip uses its own frame statistics or the batch's mean.
         constants: see `MiraConstants`; None is the published set.
         scale: factor on q·k; None is D^-1/2.
+        backend: of the MiRA modes: `triton`, `sdpa`, `flash_attn` or `reference`; None is Triton on
+            CUDA, SDPA elsewhere.
 
     Returns:
         [B, H, N, D] in v's dtype.
 
     Raises:
         ValueError: unknown mode or statistics, shapes that differ, or N not a multiple of `frames`.
+        RuntimeError: the backend cannot run here.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode {mode!r} does not exist; choose one of {', '.join(get_args(Mode))}")
@@ -155,13 +169,8 @@ def attention(
         )
     chosen = core(mode if mode == "sdpa" else f"mira_{mode}")
     factor = q.shape[3] ** -0.5 if scale is None else scale
-    used = constants or MiraConstants()
-    return chosen.attend(q, k, v, frames, POOLS[statistics], used, factor)[0]
-
-
-def key_energy(k: Tensor) -> Tensor:
-    """Mean square of every key over heads and head dims: k [B, H, N, D] → [B, N], float32 or 64."""
-    return k.to(statistics_dtype(k.dtype)).square().mean((1, 3))
+    how = How(frames, statistics, constants or MiraConstants(), factor, backend)
+    return chosen.attend(q, k, v, how)[0]
 
 
 def attention_share(q: Tensor, k: Tensor, frames: int, scale: float) -> Tensor:
@@ -175,6 +184,11 @@ def attention_share(q: Tensor, k: Tensor, frames: int, scale: float) -> Tensor:
     return mass.unflatten(1, (frames, -1)).sum(2) / k.shape[2]
 
 
-def _per_key(per_frame: Tensor, n: int) -> Tensor:
-    """[B, F] → [B, 1, 1, N]: the value of each key's frame."""
-    return per_frame.repeat_interleave(n // per_frame.shape[1], dim=1)[:, None, None]
+def _pooled(
+    confidence: Tensor, concentration: Tensor, statistics: str | MovingAverage
+) -> tuple[Tensor, Tensor]:
+    """The statistics to use, [B, F] or [1, F] each."""
+    if isinstance(statistics, str):
+        return POOLS[statistics](confidence, concentration)
+    average = statistics(confidence.mean(0, keepdim=True)).to(confidence.dtype)
+    return average, concentration.mean(0, keepdim=True)

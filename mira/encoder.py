@@ -7,13 +7,14 @@ files and no data; the layers are in `blocks.py`. Layout and defaults: VideoMAE,
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Literal, cast
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from kernels.backends import BackendName
 from kernels.marginals import POOLS, MiraConstants, Statistics
 from mira.blocks import LAYER_NORM_EPS, Attention, Block, PatchEmbed
 from mira.cores import AttentionName, core
@@ -44,6 +45,9 @@ class EncoderConfig:
     """Hidden size of a block's MLP as a multiple of dim."""
     attention: AttentionName = "sdpa"
     """Attention core: sdpa (plain), mira_exact, mira_flashlite."""
+    backend: BackendName | None = None
+    """What computes MiRA attention: triton, sdpa, flash_attn, reference; None: Triton on CUDA, else
+    SDPA."""
     mira_layers: int | None = None
     """How many of the last blocks use MiRA, the others being plain; None means all."""
     statistics: Statistics = "instance"
@@ -73,6 +77,11 @@ class EncoderConfig:
             raise ValueError(f"EncoderConfig.layer_norm_eps={self.layer_norm_eps} must be small")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"EncoderConfig.drop_path={self.drop_path} must lie in [0, 1)")
+        if self.backend is not None and self.backend not in get_args(BackendName):
+            raise ValueError(
+                f"EncoderConfig.backend={self.backend!r} does not exist; choose one of "
+                f"{', '.join(get_args(BackendName))}"
+            )
         if self.statistics not in (*POOLS, "batch_ema"):
             raise ValueError(
                 f"EncoderConfig.statistics={self.statistics!r} does not exist; choose instance, "
@@ -105,6 +114,10 @@ class EncoderConfig:
         """Which core block `block` (from 0) uses."""
         last = self.depth if self.mira_layers is None else self.mira_layers
         return self.attention if block >= self.depth - last else "sdpa"
+
+    def identity(self) -> dict[str, Any]:
+        """The fields as plain values, without those that change how it is computed, not what."""
+        return {k: v for k, v in asdict(self).items() if k not in ("backend", "checkpoint_blocks")}
 
     @property
     def framewise(self) -> bool:
@@ -245,6 +258,7 @@ def _block(config: EncoderConfig, index: int) -> Block:
         statistics=config.statistics,
         eval_statistics=config.eval_statistics,
         constants=config.constants,
+        backend=config.backend,
     )
     rate = config.drop_path * index / max(config.depth - 1, 1)
     return Block(

@@ -100,7 +100,7 @@ def checkpoints_of(config: PretrainConfig, origin: Mapping[str, str]) -> Checkpo
     return Checkpoints(
         Path(config.cluster.output, "checkpoints"),
         keep=config.run.keep_checkpoints,
-        model=data["encoder"] | {"decoder": data["decoder"]} | identity(data, origin),
+        model=config.encoder.identity() | {"decoder": data["decoder"]} | identity(data, origin),
     )
 
 

@@ -7,9 +7,11 @@ import torch
 from torch.nn import functional
 
 import mira
-from kernels.marginals import exact_importance, frame_statistics, per_clip
+from kernels.flashlite import flashlite_attention
+from kernels.marginals import exact_importance, frame_statistics
 from mira.blocks import Attention
-from mira.cores import CORES, attention_share, core, mira_flashlite
+from mira.cores import CORES, How, attention_share, core, mira_flashlite
+from mira.encoder import EncoderConfig
 from tests.mira.golden import attention_of, constants, load, names, relative_error
 
 
@@ -98,7 +100,8 @@ def test_only_exact_gradients_reach_another_clip_through_batch_statistics(mode, 
 def test_flashlite_is_plain_attention_with_a_detached_bias():
     q, k, v = (t.requires_grad_() for t in qkv())
     out = mira.attention(q, k, v, frames=5, mode="flashlite")
-    _, importance = mira_flashlite(q, k, v, 5, per_clip, mira.MiraConstants(), 8**-0.5)
+    how = How(5, "instance", mira.MiraConstants(), 8**-0.5)
+    _, importance = mira_flashlite(q, k, v, how)
     assert not importance.requires_grad
     bias = (5 * importance).clamp(0.7, 1.4).log().repeat_interleave(4, 1)
     scores = q @ k.transpose(2, 3) / math.sqrt(8) + bias[:, None, None]
@@ -219,3 +222,42 @@ def test_an_unknown_core_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match="'flash' does not exist; choose one of sdpa, mira_exact"):
         core("flash")
     assert {name for name, row in CORES.items() if not row.framewise} == {"sdpa"}
+
+
+@pytest.mark.parametrize("name", ["mira_exact", "mira_flashlite"])
+def test_a_named_backend_computes_the_same_and_one_that_cannot_run_says_why(name):
+    torch.manual_seed(0)
+    x = torch.randn(2, 20, 24, dtype=torch.float64)
+
+    def built(backend):
+        torch.manual_seed(1)
+        return Attention(24, 3, attention=name, frames=4, backend=backend).double()
+
+    torch.testing.assert_close(built("reference")(x), built("sdpa")(x))
+    torch.testing.assert_close(built(None)(x), built("sdpa")(x), rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="cannot use backend 'flash_attn'"):
+        built("flash_attn")(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "constants"),
+    [
+        ("mira_exact", {"residual_mix": 0.0}),
+        ("mira_flashlite", {"alpha_min": 1.0, "alpha_max": 1.0}),
+    ],
+)
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_constants_without_strength_are_plain_attention_bit_for_bit(name, constants, backend):
+    q, k, v = qkv(n=40, dtype=torch.float32)
+    how = How(8, "batch", mira.MiraConstants(**constants), 0.3, backend)
+    out, importance = CORES[name].attend(q, k, v, how)
+    assert torch.equal(out, flashlite_attention(q, k, v, None, scale=0.3, backend=backend))
+    assert importance.sum(1).allclose(torch.ones(1))
+
+
+def test_the_backend_says_nothing_about_what_a_network_is():
+    config = EncoderConfig(backend="sdpa", checkpoint_blocks=True)
+    assert config.identity() == EncoderConfig().identity()
+    assert config.identity() != EncoderConfig(dim=384, heads=6).identity()
+    with pytest.raises(ValueError, match="backend='cuda' does not exist; choose one of triton"):
+        EncoderConfig(backend="cuda")

@@ -1,0 +1,234 @@
+"""Which stored form of a face clip loads fastest, against decoding the original videos.
+
+    python -m benchmarks.loader [--videos FOLDER] [--rounds 7]
+
+For 720p and 360p originals (rendered faces of 8 seconds at 25 frames a second, or your own files as
+they are) it measures the CPU time of one training clip, 16 frames with stride 4 and a random
+multi-scale crop to 224 px, on one core:
+
+    original     decord on the original file, then the crop, as VideoMAE's loader works
+    mp4 gop N    our stored face track: H.264, a key frame every N; decoded by decord (what
+                 `shards` does), or by PyAV
+    jpeg Q       the same pictures as one JPEG each, of which only the 16 wanted are decoded
+    … decode     the decoder alone, without the crop: what no loader can beat
+
+All take turns in one process and take the same frames. PSNR and bytes are of the whole stored clip
+against the cropped pictures before encoding. Rows go to benchmarks/results/loader.csv.
+"""
+
+import argparse
+import datetime
+import io
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import decord
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.rows import append, processor, quantile
+from shards.augment import AugmentConfig, augment
+from shards.frames import decode, draw_indices
+from shards.ingest import extract_face
+from shards.ingest.encode import ClipWriter
+from shards.render import render_dataset
+
+RESULTS = Path(__file__).parent / "results" / "loader.csv"
+FRAMES, STRIDE, SIZE, CRF = 16, 4, 224, 18
+GOPS, QUALITIES = (1, 4, 12, 25, 250), (90, 95)
+ORIGINALS = {"720p": (1280, 720), "360p": (640, 360)}
+PLAIN = AugmentConfig()
+
+Choose = Callable[[int], NDArray]
+Load = Callable[[Choose], NDArray]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A stored form and its decoder.
+
+    Attributes:
+        load: from the choice of frames to them, uint8 [T, h, w, 3].
+        bytes: size of the stored clip.
+        psnr: of the stored clip in dB; None for the original.
+    """
+
+    load: Load
+    bytes: int
+    psnr: float | None
+
+
+def mp4(frames: NDArray, fps: float, gop: int, folder: Path) -> bytes:
+    """Frames as ingest stores them."""
+    path = folder / f"gop{gop}.mp4"
+    rate = Fraction(fps).limit_denominator(1001)
+    with ClipWriter(path, rate=rate, size=frames.shape[1], crf=CRF, gop=gop) as writer:
+        for frame in frames:
+            writer.add(frame)
+    return path.read_bytes()
+
+
+def by_pyav(video: bytes, choose: Choose) -> NDArray:
+    """The wanted frames by PyAV on one thread, from the key frame before the first one."""
+    with av.open(io.BytesIO(video)) as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        wanted = choose(stream.frames)
+        tick = 1 / (stream.average_rate * stream.time_base)
+        container.seek(int(wanted.min() * tick), stream=stream)
+        kept = {}
+        for frame in container.decode(stream):
+            index = round(frame.pts / tick)
+            if index in wanted:
+                kept[index] = frame.to_ndarray(format="rgb24")
+            if index >= wanted.max():
+                break
+    return np.stack([kept[i] for i in wanted.tolist()])
+
+
+def by_jpeg(pictures: list[NDArray], choose: Choose) -> NDArray:
+    """The wanted frames of a clip stored picture by picture."""
+    chosen = [cv2.imdecode(pictures[i], cv2.IMREAD_COLOR) for i in choose(len(pictures)).tolist()]
+    return np.stack([cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) for picture in chosen])
+
+
+def by_decord(path: Path, choose: Choose) -> NDArray:
+    """The wanted frames of an original file."""
+    reader = decord.VideoReader(str(path), num_threads=1)
+    return reader.get_batch(choose(len(reader)).tolist()).asnumpy()
+
+
+def psnr(stored: NDArray, truth: NDArray) -> float:
+    """Peak signal to noise of 8-bit pictures, dB."""
+    return float(10 * np.log10(255**2 / np.mean((stored.astype(np.float32) - truth) ** 2)))
+
+
+def contestants(original: Path, folder: Path) -> dict[str, Contestant]:
+    """Everything that can load this video."""
+    clip = extract_face(original)
+    truth, every = clip.frames, np.arange
+    found = {
+        "original": Contestant(
+            lambda choose: by_decord(original, choose), original.stat().st_size, None
+        )
+    }
+    for gop in GOPS:
+        data = mp4(truth, clip.fps, gop, folder)
+        quality = psnr(decode(data, every), truth)
+        for name, load in (("decord", decode), ("pyav", by_pyav)):
+            found[f"mp4 gop {gop} {name}"] = Contestant(
+                lambda choose, data=data, load=load: load(data, choose), len(data), quality
+            )
+    for level in QUALITIES:
+        flags = (cv2.IMWRITE_JPEG_QUALITY, level)
+        pictures = [
+            cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), flags)[1]
+            for frame in truth
+        ]
+        quality = psnr(by_jpeg(pictures, every), truth)
+        found[f"jpeg {level} opencv"] = Contestant(
+            lambda choose, pictures=pictures: by_jpeg(pictures, choose),
+            sum(len(picture) for picture in pictures),
+            quality,
+        )
+    return found
+
+
+def once(load: Load, seed: int, *, crop: bool) -> float:
+    """CPU seconds of one clip; the same seed takes the same frames and crop of every contestant."""
+    rng = np.random.default_rng(seed)
+    start = time.process_time()
+    clip = load(lambda found: draw_indices(found, frames=FRAMES, stride=STRIDE, rng=rng))
+    if crop:
+        clip = augment(clip, PLAIN, size=SIZE, rng=rng)
+        assert clip.shape == (FRAMES, SIZE, SIZE, 3)
+    return time.process_time() - start
+
+
+def measure(
+    videos: list[Path], rounds: int, folder: Path
+) -> tuple[dict[str, list[float]], dict[str, list[Contestant]]]:
+    """CPU seconds of every contestant, with ` decode` for the decoder alone, over all videos."""
+    seconds: dict[str, list[float]] = {}
+    kept: dict[str, list[Contestant]] = {}
+    for video in videos:
+        for name, contestant in contestants(video, folder).items():
+            kept.setdefault(name, []).append(contestant)
+    for turn in range(rounds + 1):
+        for name, group in kept.items():
+            for which, contestant in enumerate(group):
+                for crop in (True, False):
+                    taken = once(contestant.load, 1000 * turn + which, crop=crop)
+                    if turn:  # the first one warms up
+                        seconds.setdefault(name if crop else f"{name} decode", []).append(taken)
+    return seconds, kept
+
+
+def rows(
+    source: str, seconds: dict[str, list[float]], kept: dict[str, list[Contestant]]
+) -> list[dict[str, object]]:
+    """Result rows; `speedup` is clips a second over those of the originals."""
+    baseline = quantile(seconds["original"], 0.5)
+    found = []
+    for name, taken in seconds.items():
+        group = kept[name.removesuffix(" decode")]
+        qualities = [c.psnr for c in group if c.psnr is not None]
+        middle = quantile(taken, 0.5)
+        found.append(
+            {
+                "date": datetime.date.today().isoformat(),
+                "cpu": processor(),
+                "source": source,
+                "stored": name,
+                "p20_ms": f"{1e3 * quantile(taken, 0.2):.2f}",
+                "p50_ms": f"{1e3 * middle:.2f}",
+                "p80_ms": f"{1e3 * quantile(taken, 0.8):.2f}",
+                "clips_per_second": f"{1 / middle:.1f}",
+                "speedup": f"{baseline / middle:.2f}",
+                "kilobytes": f"{np.mean([c.bytes for c in group]) / 1e3:.0f}",
+                "psnr_db": f"{np.mean(qualities):.1f}" if qualities else "",
+            }
+        )
+    return found
+
+
+def originals(given: str | None, folder: Path) -> dict[str, list[Path]]:
+    """Source name → its videos."""
+    if given is not None:
+        return {Path(given).name: sorted(p for p in Path(given).iterdir() if p.is_file())}
+    for name, size in ORIGINALS.items():
+        render_dataset(
+            folder / name, subjects=3, clips_per_subject=1, size=size, seconds=8, workers=1
+        )
+    return {name: sorted((folder / name).rglob("*.mp4")) for name in ORIGINALS}
+
+
+def main() -> int:
+    """Measure and append rows."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--videos", help="folder of original videos; default: rendered ones")
+    parser.add_argument("--rounds", type=int, default=7, help="times each clip is loaded")
+    options = parser.parse_args()
+    cv2.setNumThreads(0)
+    decord.logging.set_level(decord.logging.QUIET)
+    with tempfile.TemporaryDirectory() as scratch:
+        for source, videos in originals(options.videos, Path(scratch)).items():
+            measured = rows(source, *measure(videos, options.rounds, Path(scratch)))
+            append(RESULTS, measured)
+            for row in measured:
+                print(
+                    f"{source:6} {row['stored']:24} {row['p50_ms']:>8} ms  "
+                    f"{row['speedup']:>6} x  {row['kilobytes']:>6} kB  {row['psnr_db']} dB"
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

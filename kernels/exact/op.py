@@ -1,0 +1,389 @@
+"""The public operation: exact MiRA attention on whichever backend.
+
+Owns validation, the registration of the passes as PyTorch operators (so that torch.compile,
+autograd and checkpointing see through them), their order and the table of backends. The passes
+themselves are `fused.py` (CPU), `chunked.py` and `kernel.py`, modules with the same four functions.
+
+Forward: plain attention and column mass, without autograd; frame weights in plain PyTorch, between
+operators, where a moving average may do what it likes (reduce over ranks); one operator that mixes.
+The gradient belongs to the last: it goes back through the weights to the mass, and so to q and k.
+"""
+
+import importlib.util
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.backends import Backend, BackendName, anywhere, pick
+from kernels.exact.reference import exact_reference
+from kernels.exact.weights import (
+    MovingAverage,
+    as_floats,
+    frame_weights,
+    mass_gradient,
+    moving_average,
+)
+from kernels.flashlite import flashlite_attention
+from kernels.flashlite.layout import heads_last
+from kernels.marginals import POOLS, MiraConstants, statistics_dtype
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def exact_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    frames: int,
+    constants: MiraConstants,
+    statistics: str | MovingAverage,
+    scale: float | None = None,
+    backend: BackendName | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """MiRA's exact mode: attention whose map is re-weighted frame by frame after the softmax.
+
+    Source: Yoon, Cho, Park, Brémond, "Reweighting Framewise Attention in Video Transformers for
+    Facial Expression Understanding", ECCV 2026 (arXiv 2606.30611). No map of N × N is held, except
+    by the backend `reference`. Gradients are those of the published form, through the statistics.
+
+    Args:
+        q, k, v: [B, H, N, D] of one dtype and device, any strides, tokens in frame-major order.
+            Under autocast they are cast to its dtype first; statistics are float32 or better.
+        frames: F; divides N.
+        constants: see `MiraConstants`. With `residual_mix=0`, or with `floor=0` and
+            `alpha_min == alpha_max`, the result is plain attention of the same backend.
+        statistics: `instance`, each clip its own; `batch`, the batch's mean; or a moving average:
+            a function from the batch mean of the confidence [1, F], detached, to the confidence
+            to use [1, F], a constant (the concentration is then the batch's mean). It is called
+            once every forward pass; one recomputed by checkpointing calls it again.
+        scale: factor on q·k; None is D^-1/2.
+        backend: None is Triton on CUDA and `sdpa`, plain PyTorch by blocks, elsewhere. There is no
+            form on flash-attn: its backward takes no gradient of the log-sum-exp and no weight of a
+            key, and both are needed.
+        dropout_p: only 0 is possible; fused attention here drops nothing.
+
+    Returns:
+        [B, H, N, D] in v's dtype.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or statistics that do not fit, dropout, or an unknown
+            backend.
+        RuntimeError: the backend cannot run here; says why and what to do.
+    """
+    _check_arguments(q, frames, statistics, dropout_p)
+    q, k, v, factor = _prepared(q, k, v, scale)
+    chosen = pick("exact_attention", BACKENDS, backend, q)
+    if not _reweights(constants):
+        if callable(statistics):  # the average moves whether or not it has an effect
+            _importance(q, k, v, frames, constants, statistics, factor, backend)
+        return flashlite_attention(q, k, v, None, scale=factor, backend=backend)
+    arguments = {"frames": frames, "constants": constants, "statistics": statistics}
+    return chosen.run(q, k, v, **arguments, scale=factor)[0]
+
+
+def exact_attention_with_importance(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    frames: int,
+    constants: MiraConstants,
+    statistics: str | MovingAverage,
+    scale: float | None = None,
+    backend: BackendName | None = None,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """`exact_attention`, and how important it found each frame.
+
+    Returns:
+        out [B, H, N, D] in v's dtype; π [B, F], or [1, F] unless statistics is `instance`, sums
+        to 1, detached.
+    """
+    _check_arguments(q, frames, statistics, dropout_p)
+    q, k, v, factor = _prepared(q, k, v, scale)
+    chosen = pick("exact_attention", BACKENDS, backend, q)
+    if not _reweights(constants):
+        importance = _importance(q, k, v, frames, constants, statistics, factor, backend)
+        return flashlite_attention(q, k, v, None, scale=factor, backend=backend), importance
+    arguments = {"frames": frames, "constants": constants, "statistics": statistics}
+    out, importance = chosen.run(q, k, v, **arguments, scale=factor)
+    return out, importance.detach()
+
+
+@torch.library.custom_op("mira::exact_mass", mutates_args=())
+def exact_mass(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, passes: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Plain attention, its log-sum-exp and the column mass; see `chunked.plain_with_mass`."""
+    return _run(passes, "plain_with_mass", q, k, v, scale)
+
+
+@torch.library.custom_op("mira::exact_mix", mutates_args=())
+def exact_mix(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plain: Tensor,
+    lse: Tensor,
+    alpha: Tensor,
+    mass: Tensor,
+    average: Tensor | None,
+    pooled: bool,
+    constants: list[float],
+    scale: float,
+    passes: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, O', Z) from the frames' weights α [B, F]; see `chunked.mix`.
+
+    It differentiates by q, k and v in full, that is through α and lse too: mass, average and pooled
+    are what α was made of. Nothing flows from O' and Z.
+    """
+    mixed = MiraConstants(*constants)
+    return _run(
+        passes, "mix", q, k, v, plain, lse, _per_key(alpha, q),
+        floor=mixed.floor, residual_mix=mixed.residual_mix, scale=scale,
+    )  # fmt: skip
+
+
+@torch.library.custom_op("mira::exact_values_backward", mutates_args=())
+def exact_values_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    reweighted: Tensor,
+    lse: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    floor: float,
+    residual_mix: float,
+    scale: float,
+    passes: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dV, dL/dα of every key, and two tensors for `exact_scores_backward` of the same passes."""
+    return _run(
+        passes, "values_backward", grad, q, k, v, out, reweighted, lse, norm, weight,
+        floor=floor, residual_mix=residual_mix, scale=scale,
+    )  # fmt: skip
+
+
+@torch.library.custom_op("mira::exact_scores_backward", mutates_args=())
+def exact_scores_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    first: Tensor,
+    second: Tensor,
+    mass_grad: Tensor,
+    floor: float,
+    residual_mix: float,
+    scale: float,
+    passes: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dQ, dK and what dV still lacks; see `chunked.scores_backward`."""
+    return _run(
+        passes, "scores_backward", grad, q, k, v, lse, norm, weight, first, second, mass_grad,
+        floor=floor, residual_mix=residual_mix, scale=scale,
+    )  # fmt: skip
+
+
+@exact_mass.register_fake
+def _(q, k, v, scale, passes):
+    lse = _vector(q)
+    return heads_last(q), lse, lse.new_empty(q.shape[0], q.shape[2])
+
+
+@exact_mix.register_fake
+def _(q, k, v, plain, lse, alpha, mass, average, pooled, constants, scale, passes):
+    return heads_last(q), heads_last(q), _vector(q)
+
+
+@exact_values_backward.register_fake
+def _(grad, q, k, v, out, reweighted, lse, norm, weight, floor, residual_mix, scale, passes):
+    shape = (*q.shape[:3], q.shape[3] + 1) if _is_fused(passes, q) else q.shape[:3]
+    first, second = (lse.new_empty(shape) for _ in range(2))
+    return heads_last(q), torch.empty_like(weight), first, second
+
+
+@exact_scores_backward.register_fake
+def _(
+    grad, q, k, v, lse, norm, weight, first, second, mass_grad, floor, residual_mix, scale, passes
+):
+    return heads_last(q), heads_last(q)
+
+
+def _save(ctx, inputs, output) -> None:
+    q, k, v, _, lse, alpha, mass, average, *rest = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(q, k, v, *output, lse, alpha, mass, average)
+    ctx.rest = rest
+
+
+def _backward(ctx, grad, *_):
+    q, k, v, out, reweighted, norm, lse, alpha, mass, average = ctx.saved_tensors
+    pooled, values, scale, passes = ctx.rest
+    constants, frames = MiraConstants(*values), alpha.shape[1]
+    weight = _per_key(alpha, q)
+    common = (constants.floor, constants.residual_mix, scale, passes)
+    dv, per_key, first, second = exact_values_backward(
+        grad, q, k, v, out, reweighted, lse, norm, weight, *common
+    )
+    alpha_grad = per_key.unflatten(1, (frames, -1)).sum(2)
+    mass_grad = mass_gradient(alpha_grad, mass, average, frames, constants, pooled=pooled)
+    mass_grad = mass_grad / q.shape[1]
+    dq, dk, rest = exact_scores_backward(
+        grad, q, k, v, lse, norm, weight, first, second, mass_grad, *common
+    )
+    return dq, dk, dv + rest if rest.numel() else dv, *[None] * 9
+
+
+exact_mix.register_autograd(_backward, setup_context=_save)
+
+
+def _run_passes(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    frames: int,
+    constants: MiraConstants,
+    statistics: str | MovingAverage,
+    scale: float,
+    passes: str,
+) -> tuple[Tensor, Tensor]:
+    pooled = statistics != "instance"
+    with torch.no_grad():
+        plain, lse, mass = exact_mass(q, k, v, scale, passes)
+        average = moving_average(mass, frames, statistics)
+        alpha, importance = frame_weights(mass, average, frames, constants, pooled=pooled)
+    values = as_floats(constants)
+    out, _, _ = exact_mix(q, k, v, plain, lse, alpha, mass, average, pooled, values, scale, passes)
+    return out, importance
+
+
+def _importance(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    frames: int,
+    constants: MiraConstants,
+    statistics: str | MovingAverage,
+    scale: float,
+    backend: str | None,
+) -> Tensor:
+    """π alone, where nothing is re-weighted."""
+    name = backend or ("triton" if q.is_cuda else "sdpa")
+    with torch.no_grad():
+        _, _, mass = exact_mass(q, k, v, scale, "triton" if name == "triton" else "sdpa")
+        average = moving_average(mass, frames, statistics)
+        pooled = statistics != "instance"
+        return frame_weights(mass, average, frames, constants, pooled=pooled)[1]
+
+
+def _reweights(constants: MiraConstants) -> bool:
+    """Whether these constants do anything; a weight that all frames share cancels."""
+    same = constants.floor == 0.0 and constants.alpha_min == constants.alpha_max
+    return constants.residual_mix != 0.0 and not same
+
+
+def _run(passes: str, name: str, *arguments: Any, **options: Any) -> Any:
+    """One of the four passes; their inputs are cast already, so autocast must not cast again."""
+    if passes == "triton":
+        from kernels.exact import kernel as module
+    elif _is_fused(passes, arguments[0]):
+        from kernels.exact import fused as module
+    else:
+        from kernels.exact import chunked as module
+    with torch.autocast(arguments[0].device.type, enabled=False):
+        return getattr(module, name)(*arguments, **options)
+
+
+def _is_fused(passes: str, x: Tensor) -> bool:
+    return passes == "sdpa" and x.device.type == "cpu"
+
+
+def _vector(q: Tensor) -> Tensor:
+    """A number a query and head, [B, H, N]."""
+    return q.new_empty(q.shape[:3], dtype=statistics_dtype(q.dtype))
+
+
+def _per_key(alpha: Tensor, q: Tensor) -> Tensor:
+    """[B, F] → [B, N]: each key has its frame's."""
+    return alpha.repeat_interleave(q.shape[2] // alpha.shape[1], dim=1)
+
+
+def _triton_unavailable(q: Tensor) -> str | None:
+    if not HAS_TRITON:
+        return "triton is not installed; pip install triton (Linux only), or choose backend='sdpa'"
+    from kernels.exact import kernel
+
+    return kernel.unavailable(q)
+
+
+def _flash_attn_unavailable(q: Tensor) -> str | None:
+    return (
+        "flash-attn cannot weight keys and drops the gradient of its log-sum-exp; choose "
+        "backend='triton' on CUDA, 'sdpa' elsewhere"
+    )
+
+
+BACKENDS: dict[str, Backend] = {
+    "triton": Backend(partial(_run_passes, passes="triton"), _triton_unavailable),
+    "sdpa": Backend(partial(_run_passes, passes="sdpa"), anywhere),
+    "flash_attn": Backend(exact_reference, _flash_attn_unavailable),
+    "reference": Backend(exact_reference, anywhere),
+}
+
+
+def _check_arguments(
+    q: Tensor, frames: int, statistics: str | MovingAverage, dropout_p: float
+) -> None:
+    if dropout_p != 0.0:
+        raise ValueError(
+            f"dropout_p must be 0, not {dropout_p}: fused attention has no dropout; drop the "
+            "values' projection or whole paths instead"
+        )
+    if q.ndim != 4 or not q.is_floating_point():
+        raise ValueError(f"q must be [B, H, N, D] of floating point, not {_describe(q)}")
+    n = q.shape[2]
+    if frames < 1 or n < 1 or n % frames:
+        raise ValueError(
+            f"{n} tokens do not divide into {frames} frames; every frame needs as many, at least 1"
+        )
+    if not callable(statistics) and statistics not in POOLS:
+        raise ValueError(
+            f"statistics {statistics!r} does not exist here; choose one of {', '.join(POOLS)}, or "
+            "give the moving average of batch_ema as a function"
+        )
+
+
+def _prepared(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """The inputs as the operators take them, which know nothing of autocast."""
+    kind = q.device.type
+    if torch.is_autocast_enabled(kind) and q.dtype != torch.float64:
+        q, k, v = (x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
+    for name, x in (("k", k), ("v", v)):
+        if x.shape != q.shape or x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(
+                f"{name} must have q's shape, dtype and device, {_describe(q)}, not {_describe(x)}"
+            )
+    factor = q.shape[3] ** -0.5 if scale is None else float(scale)
+    if not math.isfinite(factor):
+        raise ValueError(f"scale must be finite, not {factor}")
+    return q, k, v, factor
+
+
+def _describe(x: Tensor) -> str:
+    return f"{tuple(x.shape)} {x.dtype} on {x.device}"

@@ -1,0 +1,212 @@
+"""MiRA attention inside models of `transformers`, through its registry of attention functions.
+
+Owns how the registry's call becomes ours, what a model's configuration tells us, and the refusal of
+whatever MiRA does not define: masks, causal attention, dropout on the attention map, frames of
+unequal size. It knows no weights and subclasses no model. `transformers` is an optional extra, and
+imported when `register` is called.
+
+    from mira.huggingface import register
+    register()
+    model = VideoMAEForVideoClassification.from_pretrained(name, attn_implementation="mira_exact")
+
+A model's configuration may carry a field `mira`, a dict of plain values that is saved with it:
+`frames` (F, where `num_frames // tubelet_size` does not give it), `statistics` (`instance` or
+`batch`), `constants` (fields of `MiraConstants`) and `backend` (see `mira.attention`). What is left
+out has the published value.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial, wraps
+from typing import Any
+
+from torch import Tensor, nn
+
+from kernels.marginals import MiraConstants
+from mira.cores import Mode, attention
+
+MODES: dict[str, Mode] = {"mira_exact": "exact", "mira_flashlite": "flashlite"}
+"""Names in the registry, and what `mira.attention` calls them."""
+
+SETTINGS = ("frames", "statistics", "constants", "backend")
+MASKS_CHECKED = "mira_masks_checked"
+"""Set on the attention modules whose masks `check_masks` sees."""
+
+
+def register() -> None:
+    """Make `attn_implementation="mira_exact"` and `"mira_flashlite"` known to `transformers`.
+
+    Call it once in every process, before a model is built; calling it again changes nothing.
+
+    Raises:
+        ImportError: `transformers` is not installed.
+    """
+    try:
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import sdpa_mask
+    except ImportError as error:
+        raise ImportError(
+            "mira.huggingface needs transformers 5.18 or newer: pip install 'mira-video[hf]'"
+        ) from error
+    _keep_from_flash_attention()
+    for name, mode in MODES.items():
+        AttentionInterface.register(name, partial(_attend, mode=mode))
+        # Without a mask function transformers would drop a padding mask in silence.
+        AttentionMaskInterface.register(name, sdpa_mask)
+
+
+def check_masks(model: Any) -> None:
+    """Let a `VideoMAEForPreTraining` (or a `VideoMAEModel`) take masks with MiRA attention.
+
+    From then on every mask is checked before the tokens are embedded, because attention itself
+    cannot see which tokens are missing. The decoder, whose tokens are in no frame order, attends
+    plainly. The check does not survive `save_pretrained`: call this again after loading.
+
+    Raises:
+        ValueError: a model that is not a VideoMAE; later, from the model's call, a mask that does
+            not leave as many tokens in every frame.
+    """
+    base: Any = getattr(model, "videomae", model)
+    if not hasattr(base, "embeddings") or not hasattr(base, "encoder"):
+        raise ValueError(f"{type(model).__name__} is not a VideoMAE model of transformers")
+    if hasattr(model, "decoder"):
+        model.decoder.config._attn_implementation = "sdpa"  # its own copy of the configuration
+    for module in base.encoder.modules():
+        if hasattr(module, "is_causal"):  # the one that calls the registered function
+            setattr(module, MASKS_CHECKED, True)
+    base.embeddings.register_forward_pre_hook(_check_mask, with_kwargs=True)
+
+
+def _keep_from_flash_attention() -> None:
+    """Stop transformers from looking for a FlashAttention package behind our names.
+
+    It takes every name with "flash" in it for one, registered or not, and fails without a package.
+    """
+    from transformers import modeling_utils
+
+    load = getattr(modeling_utils, "lazy_import_flash_attention", None)
+    if load is None or hasattr(load, "__wrapped__"):
+        return
+
+    @wraps(load)
+    def load_theirs(implementation: str | None, *args: Any, **kwargs: Any) -> Any:
+        return None if implementation in MODES else load(implementation, *args, **kwargs)
+
+    setattr(modeling_utils, "lazy_import_flash_attention", load_theirs)  # noqa: B010 (private)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    *,
+    mode: Mode,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The registry's signature: q, k, v [B, H, N, D] → (values [B, N, H, D], no attention map).
+
+    Raises:
+        ValueError: anything that MiRA does not define; names it and what to do.
+    """
+    _refuse(module, attention_mask, dropout, is_causal, others)
+    settings = _settings(module.config)
+    _check_tokens(module, query.shape[2])
+    out = attention(query, key, value, mode=mode, scale=scaling, **settings)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _refuse(
+    module: nn.Module,
+    attention_mask: Tensor | None,
+    dropout: float,
+    is_causal: bool | None,
+    others: Mapping[str, Any],
+) -> None:
+    if attention_mask is not None:
+        raise ValueError(
+            "MiRA attention takes no attention_mask: its frame statistics need every token; leave "
+            "the mask out, or use attn_implementation='sdpa'"
+        )
+    if dropout > 0.0:
+        raise ValueError(
+            f"MiRA attention takes no dropout on the attention map, and got {dropout}; set "
+            "config.attention_probs_dropout_prob = 0.0"
+        )
+    if getattr(module, "is_causal", False) if is_causal is None else is_causal:
+        raise ValueError("MiRA attention is not causal; use attn_implementation='sdpa'")
+    unknown = sorted(name for name, value in others.items() if value not in (None, False))
+    if unknown:
+        raise ValueError(
+            f"MiRA attention does not know what {', '.join(unknown)} should change; leave it out, "
+            "or use attn_implementation='sdpa' (attention maps: 'eager')"
+        )
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """The settings of a configuration, as `mira.attention` takes them."""
+    given = getattr(config, "mira", None) or {}
+    unknown = sorted(set(given) - set(SETTINGS))
+    if unknown:
+        raise ValueError(
+            f"config.mira has no field {', '.join(unknown)}; choose of {', '.join(SETTINGS)}"
+        )
+    constants = given.get("constants") or {}
+    unknown = sorted(set(constants) - {field.name for field in fields(MiraConstants)})
+    if unknown:
+        raise ValueError(f"config.mira['constants'] has no field {', '.join(unknown)}")
+    return {
+        "frames": given.get("frames") or _frames(config),
+        "statistics": given.get("statistics") or "instance",
+        "constants": MiraConstants(**constants),
+        "backend": given.get("backend"),
+    }
+
+
+def _frames(config: Any) -> int:
+    frames, tubelet = getattr(config, "num_frames", None), getattr(config, "tubelet_size", None)
+    if not isinstance(frames, int) or not isinstance(tubelet, int):
+        raise ValueError(
+            f"{type(config).__name__} does not tell the number of frames by num_frames and "
+            "tubelet_size; set config.mira = {'frames': F}, F counted after tubelets"
+        )
+    return frames // tubelet
+
+
+def _check_tokens(module: nn.Module, tokens: int) -> None:
+    """ValueError for fewer tokens than a clip has, unless their mask is checked elsewhere."""
+    config: Any = module.config
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if getattr(module, MASKS_CHECKED, False) or image is None or patch is None:
+        return
+    (high, wide), (tall, broad) = _pair(image), _pair(patch)
+    expected = _settings(config)["frames"] * (high // tall) * (wide // broad)
+    if tokens != expected:
+        raise ValueError(
+            f"MiRA attention got {tokens} tokens where a clip has {expected}. If some are masked, "
+            "call mira.huggingface.check_masks(model) once, so that a mask leaving frames of "
+            "unequal size is refused; if there is a class token, use attn_implementation='sdpa'"
+        )
+
+
+def _check_mask(embeddings: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before a VideoMAE's embeddings: ValueError unless its mask hides as many in every frame."""
+    config: Any = embeddings.config
+    mask = args[1] if len(args) > 1 else kwargs.get("bool_masked_pos")
+    if mask is None or config._attn_implementation not in MODES:
+        return
+    hidden = mask.unflatten(1, (_settings(config)["frames"], -1)).sum(2)  # [B, F]
+    if bool((hidden != hidden[:1, :1]).any()):
+        raise ValueError(
+            "MiRA attention needs as many visible tokens in every frame; this mask leaves unequal "
+            "numbers. Use a tube mask (one spatial mask for all frames), or "
+            "attn_implementation='sdpa'"
+        )
+
+
+def _pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

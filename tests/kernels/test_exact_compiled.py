@@ -1,0 +1,213 @@
+"""Exact MiRA as operators that PyTorch's compilers see through, and as machine code for GPUs."""
+
+import importlib
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kernels.exact import exact_attention, exact_attention_with_importance, op
+from kernels.exact.sizes import AMPERE, BLACKWELL, HOPPER, tiles_of
+from kernels.marginals import MiraConstants
+from tests.kernels.compiling import ARCHITECTURES, Job, compile_all
+
+FREE = MiraConstants(alpha_min=1e-3, alpha_max=1e3)  # no α is clipped
+
+
+class Layer(nn.Module):
+    """Attention with a moving average of its statistics."""
+
+    def __init__(self, statistics: str, backend: str = "sdpa", residual_mix: float = 0.5):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.register_buffer("average", torch.full((1, 4), 0.25))
+        self.statistics, self.backend = statistics, backend
+        self.constants = MiraConstants(alpha_min=1e-3, alpha_max=1e3, residual_mix=residual_mix)
+        self.replayed: Tensor | None = None
+
+    def moved(self, confidence: Tensor) -> Tensor:
+        if self.replayed is not None:
+            return self.replayed
+        return self.average.lerp_(confidence.to(self.average.dtype), 0.1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, 4)).transpose(1, 3).unbind(2)
+        out, importance = exact_attention_with_importance(
+            q,
+            k,
+            v,
+            frames=4,
+            constants=self.constants,
+            statistics=self.moved if self.statistics == "batch_ema" else self.statistics,
+            backend=self.backend,
+        )
+        return out.transpose(1, 2).flatten(2), importance
+
+
+def trained(layer: Layer, call, x: Tensor) -> list[Tensor]:
+    out, importance = call(x)
+    layer.qkv.zero_grad()
+    out.square().sum().backward()
+    return [out.detach(), importance, layer.average.clone(), layer.qkv.weight.grad]
+
+
+def twins(*arguments) -> tuple[Layer, Layer]:
+    one, other = Layer(*arguments).double(), Layer(*arguments).double()
+    other.load_state_dict(one.state_dict())
+    return one, other
+
+
+@pytest.mark.parametrize("statistics", ["instance", "batch", "batch_ema"])
+def test_it_compiles_into_one_graph(statistics):
+    eager, other = twins(statistics)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        x = torch.randn(2, 24, 8, dtype=torch.float64)
+        torch.testing.assert_close(trained(other, compiled, x), trained(eager, eager, x))
+
+
+def test_without_effect_it_compiles_too():
+    eager, other = twins("batch_ema", "sdpa", 0.0)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 24, 8, dtype=torch.float64)
+    torch.testing.assert_close(trained(other, compiled, x), trained(eager, eager, x))
+
+
+def test_inductor_does_not_remake_the_average_from_the_moved_buffer():
+    """It did: what it saw made in the forward it made anew in the backward."""
+    eager, other = twins("batch_ema")
+    compiled = torch.compile(other, fullgraph=True, backend="inductor")
+    x = torch.randn(2, 24, 8, dtype=torch.float64)
+    torch.testing.assert_close(trained(other, compiled, x), trained(eager, eager, x))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_recomputed_forward_gives_the_same_gradients(reentrant):
+    """The recomputed pass is told the average of the first, as `mira.blocks.Attention` tells it."""
+    plain, other = twins("batch_ema")
+    x = torch.randn(2, 24, 8, dtype=torch.float64, requires_grad=True)
+
+    def call(x):
+        def run(x):
+            if other.replayed is None and torch.is_grad_enabled() and used:
+                other.replayed = used[0]
+            return other(x)
+
+        used: list[Tensor] = []
+        result = checkpoint(run, x, use_reentrant=reentrant)
+        used.append(other.average.clone())
+        other.average.fill_(0.7)  # another batch came between
+        return result
+
+    expected, found = trained(plain, plain, x), trained(other, call, x)
+    for index in (0, 1, 3):
+        torch.testing.assert_close(found[index], expected[index])
+
+
+def mixed_inputs(backend: str) -> tuple:
+    """Arguments of every operator, small enough for the interpreter."""
+    dtype = torch.float64 if backend == "sdpa" else torch.float32
+    qkv = torch.randn(2, 6, 3, 2, 16, dtype=dtype).transpose(1, 3).unbind(2)
+    plain, lse, mass = op.exact_mass(*qkv, 0.25, backend)
+    alpha = torch.tensor([[0.8, 1.2, 1.0]], dtype=dtype).expand(2, 3).contiguous()
+    average = torch.tensor([[0.3, 0.3, 0.4]], dtype=dtype)
+    values = op.as_floats(FREE)
+    mix = (*qkv, plain, lse, alpha, mass, average, True, values, 0.25, backend)
+    return qkv, mix
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "triton"])
+def test_the_operators_keep_pytorchs_rules(backend):
+    if backend == "triton":
+        pytest.importorskip("triton")
+        if torch.cuda.is_available():
+            pytest.skip("runs natively in test_exact.py")
+    qkv, mix = mixed_inputs(backend)
+    torch.library.opcheck(op.exact_mass, (*qkv, 0.25, backend))
+    leaves = [x.detach().requires_grad_() for x in qkv]
+    torch.library.opcheck(op.exact_mix, (*leaves, *mix[3:]))
+    out, reweighted, norm = op.exact_mix(*mix)
+    weight = mix[5].repeat_interleave(2, 1)
+    common = (0.1, 0.5, 0.25, backend)
+    grads = (torch.randn_like(out), *qkv, out, reweighted, mix[4], norm, weight, *common)
+    torch.library.opcheck(op.exact_values_backward, grads)
+    _, _, along, delta = op.exact_values_backward(*grads)
+    scores = (*grads[:4], mix[4], norm, weight, along, delta, weight, *common)
+    torch.library.opcheck(op.exact_scores_backward, scores)
+
+
+def test_twice_differentiating_is_refused():
+    qkv, _ = mixed_inputs("sdpa")
+    leaves = [x.detach().requires_grad_() for x in qkv]
+    out = exact_attention(*leaves, frames=3, constants=FREE, statistics="instance")
+    (grad,) = torch.autograd.grad(out.sum(), leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
+
+
+KERNELS = {
+    "mass": ("kernels.exact.kernel", "mass_kernel"),
+    "mix": ("kernels.exact.kernel", "mix_kernel"),
+    "values": ("kernels.exact.kernel_backward", "values_kernel"),
+    "dq": ("kernels.exact.kernel_backward", "dq_kernel"),
+    "dk": ("kernels.exact.kernel_backward", "dk_kernel"),
+}
+TENSORS = ("q", "k", "v", "plain", "out", "reweighted", "grad_out", "dq", "dk", "dv")
+VECTORS = ("lse", "mass", "log_weight", "norm", "weight", "along", "delta", "whole_delta", "pull")
+SCALARS = ("scale", "scale2", "residual_mix", "taken", "uniform", "kept", "reach")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def signature(names, constexprs, dtype):
+    """Types of what is no constant, as a launch with N = 1568 and H = 12 specialises them."""
+    known = dict.fromkeys(TENSORS, f"*{dtype}") | dict.fromkeys((*VECTORS, "d_alpha"), "*fp32")
+    known |= dict.fromkeys(SCALARS, "fp32") | {"H": "i32", "N": "i32:16"}
+    return {n: known.get(n, "i32:16") for n in names if n not in constexprs}
+
+
+def job(kernel, head_dim, dtype, arch, *, ragged=True):
+    """The launch of a kernel as `kernel.py` makes it on sm_`arch`."""
+    from kernels.flashlite.tiles import cut
+
+    module, function = KERNELS[kernel]
+    tiles = tiles_of(kernel, head_dim, DTYPES[dtype], arch // 10)
+    d0, d1 = cut(head_dim)
+    constexprs = {"D": head_dim, "D0": d0, "D1": d1, "ROWS": tiles.rows, "UPCAST": False}
+    constexprs |= {"COLUMNS": tiles.columns, "RAGGED": ragged}
+    names = getattr(importlib.import_module(module), function).arg_names
+    types = signature(names, constexprs, dtype)
+    return Job(module, function, types, constexprs, tiles.warps, tiles.stages)
+
+
+def assert_fit(cases, arch):
+    pytest.importorskip("triton")
+    jobs = [job(*case, arch) for case in cases]
+    for case, report in zip(cases, compile_all(jobs, arch), strict=True):
+        assert not report.complaints(arch), (case, report)
+        if "bf16" in case:
+            assert report.wgmma == (arch == 90), (case, report)
+
+
+@pytest.mark.parametrize("arch, dims", [(80, (64,)), (90, (64, 80)), (100, (64,))])
+def test_main_kernels_fit_and_use_the_matrix_units(arch, dims):
+    assert_fit([(kernel, d, "bf16") for kernel, d in itertools.product(KERNELS, dims)], arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_other_forms_fit_too(arch):
+    """Other head dims and dtypes."""
+    cases = [(kernel, d, "bf16") for kernel, d in itertools.product(KERNELS, (16, 80, 88, 128))]
+    cases += [(kernel, 64, dtype) for kernel, dtype in itertools.product(KERNELS, ("fp16", "fp32"))]
+    assert_fit(cases, arch)
+
+
+@pytest.mark.parametrize(
+    "table", [AMPERE, HOPPER, BLACKWELL], ids=["ampere", "hopper", "blackwell"]
+)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_head_dim_has_tiles(kernel, table):
+    limits = [largest for largest, _ in table[kernel]]
+    assert limits == sorted(limits) and limits[-1] == 256

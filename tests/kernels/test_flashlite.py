@@ -1,0 +1,274 @@
+"""FlashLite attention and key energy: numbers against the reference and against golden tensors."""
+
+import itertools
+import math
+import sys
+import types
+
+import pytest
+import torch
+from torch.nn import functional
+
+from kernels import marginals
+from kernels.flashlite import flashlite_attention, key_energy, reference
+from tests.kernels.conftest import NATIVE
+from tests.kernels.tolerances import GRADIENT, OUTPUT, assert_as_good_as_plain
+from tests.mira import golden
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+BIASES = {
+    "none": lambda b, h, n: None,
+    "per_clip": lambda b, h, n: torch.randn(b, n),
+    "per_head": lambda b, h, n: torch.randn(b, h, n),
+    "strided": lambda b, h, n: torch.randn(n, h, b).permute(2, 1, 0),
+}
+
+
+def fused(b, h, n, d, dtype, device):
+    """q, k, v as views of one projection [B, N, 3, H, D]."""
+    qkv = torch.randn(b, n, 3, h, d, device=device).to(dtype)
+    return [x.requires_grad_() for x in qkv.permute(2, 0, 3, 1, 4).unbind()]
+
+
+def plain(q, k, v, key_bias, scale):
+    """The obvious formula, in the dtype of the inputs throughout."""
+    scores = q @ k.transpose(2, 3) * scale
+    if key_bias is not None:
+        per_head = key_bias if key_bias.ndim == 3 else key_bias[:, None]
+        scores = scores + per_head[:, :, None].to(q.dtype)
+    return scores.softmax(-1) @ v
+
+
+def with_gradients(attend, inputs, grad_out):
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = attend(*leaves)
+    return [out, *torch.autograd.grad(out, leaves, grad_out.to(out.dtype))]
+
+
+def check(backend, inputs, key_bias, scale, dtype):
+    """Output and gradients of a backend, against float64, as near as plain PyTorch twice over."""
+    wide = [x.detach().double() for x in inputs]
+    wide_bias = None if key_bias is None else key_bias.double()
+    grad_out = torch.randn_like(inputs[0], memory_format=torch.contiguous_format).detach()
+    exact = with_gradients(lambda *x: reference.attention(*x, wide_bias, scale), wide, grad_out)
+    rough = with_gradients(lambda *x: plain(*x, key_bias, scale), inputs, grad_out)
+    found = with_gradients(
+        lambda *x: flashlite_attention(*x, key_bias, scale=scale, backend=backend),
+        inputs,
+        grad_out,
+    )
+    # The interpreter cuts bfloat16 off where a GPU rounds, which doubles the error.
+    cut = 2 if dtype == torch.bfloat16 and backend == "triton" and not NATIVE else 1
+    names = ("output", "dq", "dk", "dv")
+    for name, ours, theirs, truth in zip(names, found, rough, exact, strict=True):
+        factor = cut * (OUTPUT if name == "output" else GRADIENT)
+        assert ours.dtype == dtype
+        assert_as_good_as_plain(ours, theirs, truth, factor=factor, name=name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias", ["none", "per_head"])
+@pytest.mark.parametrize("n", [1, 51, 63, 100])
+def test_triton_is_as_good_as_plain_at_any_length(n, bias, dtype, device):
+    key_bias = BIASES[bias](1, 2, n)
+    key_bias = None if key_bias is None else key_bias.to(device)
+    check("triton", fused(1, 2, n, 16, dtype, device), key_bias, 0.25, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("d", [1, 7, 24, 64, 80, 88, 112, 128])
+def test_triton_is_as_good_as_plain_at_any_head_dim(d, dtype, device):
+    check("triton", fused(2, 1, 45, d, dtype, device), torch.randn(2, 45).to(device), 0.3, dtype)
+
+
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_other_backends_are_as_good_as_plain(dtype, backend, bias, device):
+    key_bias = BIASES[bias](2, 3, 51)
+    key_bias = None if key_bias is None else key_bias.to(device)
+    check(backend, fused(2, 3, 51, 20, dtype, device), key_bias, 20**-0.5, dtype)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "last axis strided": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "every other column": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "tokens backwards in a larger tensor": lambda x: functional.pad(x, (3, 2, 5, 1))[
+        ..., 5:-1, 3:-2
+    ],
+    "one head for all": lambda x: x[:, :1].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_triton_reads_any_layout(layout, device):
+    inputs = [LAYOUTS[layout](torch.randn(1, 2, 40, 24, device=device)) for _ in "qkv"]
+    check("triton", inputs, torch.randn(40, 1, device=device).T, 0.2, torch.float32)
+
+
+def test_gradient_without_memory_of_its_own_is_read_right(device):
+    """`out.sum()` hands the backward one number, expanded to every stride 0."""
+    q, k, v = fused(1, 2, 40, 16, torch.float32, device)
+    out = flashlite_attention(q, k, v, None, backend="triton")
+    expected = reference.attention(q, k, v, None, 0.25)
+    found, truth = (torch.autograd.grad(o.sum(), (q, k, v)) for o in (out, expected))
+    torch.testing.assert_close(found, truth)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.7, 2.0])
+def test_triton_takes_any_scale(scale, device):
+    inputs = fused(1, 2, 70, 16, torch.float32, device)
+    check("triton", inputs, torch.randn(1, 70, device=device), scale, torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["triton", "sdpa"])
+@pytest.mark.parametrize("shift", [500.0, -500.0])
+def test_a_constant_over_keys_changes_nothing(shift, backend, device):
+    """The maximum is of scaled and biased scores, else 2^(score - maximum) over- or underflows.
+
+    What is left is the rounding of the bias itself, at the size of the shift.
+    """
+    inputs = fused(1, 2, 70, 16, torch.float32, device)
+    key_bias, grad_out = torch.randn(1, 70, device=device), torch.randn_like(inputs[0])
+    found, expected = (
+        with_gradients(
+            lambda *x, b=b: flashlite_attention(*x, b, backend=backend), inputs, grad_out
+        )
+        for b in (key_bias + shift, key_bias)
+    )
+    tolerance = 4 * torch.finfo(torch.float32).eps * abs(shift)
+    for ours, truth in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", ["triton", "sdpa"])
+def test_minus_infinity_takes_keys_out(backend, device):
+    """Whole blocks of them too, first and last: their maximum is -inf until a real key comes."""
+    q, k, v = (x.detach() for x in fused(1, 2, 100, 16, torch.float32, device))
+    key_bias = torch.zeros(1, 100, device=device)
+    key_bias[:, :40] = key_bias[:, 70:] = -math.inf
+    kept = slice(40, 70)
+
+    def masked(q, k, v):
+        return flashlite_attention(q, k, v, key_bias, scale=0.3, backend=backend)
+
+    def without(q, k, v):
+        return reference.attention(q, k[:, :, kept], v[:, :, kept], None, 0.3)
+
+    grad_out = torch.randn_like(q)
+    pairs = zip(*(with_gradients(f, (q, k, v), grad_out) for f in (masked, without)), strict=True)
+    for found, expected in pairs:
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", ["triton", "sdpa"])
+def test_no_strength_is_plain_attention_bit_for_bit(backend, device):
+    q, k, v = fused(1, 2, 77, 24, torch.float16, device)
+    found = flashlite_attention(q, k, v, None, backend=backend)
+    expected = functional.scaled_dot_product_attention(q, k, v)
+    if backend == "triton":
+        expected = flashlite_attention(q, k, v, torch.zeros(1, 77, device=device), backend="triton")
+    assert torch.equal(found, expected)
+
+
+def test_log_sum_exp_is_natural_and_has_the_bias_in_it(device):
+    from kernels.flashlite import kernel
+
+    q, k, v = (x.detach() for x in fused(1, 2, 51, 16, torch.float32, device))
+    key_bias = torch.randn(1, 2, 51, device=device)
+    _, lse = kernel.forward(q, k, v, key_bias, 0.3)
+    scores = 0.3 * q.double() @ k.double().mT + key_bias[:, :, None].double()
+    torch.testing.assert_close(lse.double(), scores.logsumexp(-1), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n, d", [(1, 5), (50, 64), (33, 80)])
+def test_key_energy_kernel(n, d, dtype, device):
+    k = fused(2, 3, n, d, dtype, device)[1]
+    found = key_energy(k, backend="triton")
+    assert found.dtype == torch.float32 and not found.requires_grad
+    torch.testing.assert_close(found, reference.key_energy(k))
+
+
+@pytest.mark.parametrize("name", golden.names("attention_flashlite"))
+def test_published_outputs_and_gradients_in_float64(name):
+    case, tensors = golden.load(name)
+    constants = marginals.MiraConstants(**golden.constants(case))
+    x = tensors["x"].clone().requires_grad_()
+    bias = torch.cat([tensors["q_bias"], torch.zeros_like(tensors["q_bias"]), tensors["v_bias"]])
+    qkv = functional.linear(x, tensors["qkv_weight"], bias)
+    q, k, v = qkv.unflatten(2, (3, case["heads"], -1)).permute(2, 0, 3, 1, 4)
+    confidence, concentration = marginals.frame_statistics(
+        key_energy(k, backend="sdpa"), case["frames"], floor=1e-12
+    )
+    if case["stats_mode"] == "batch_ema":
+        confidence, concentration = tensors["ema_after"], concentration.mean(0, keepdim=True)
+    else:
+        confidence, concentration = marginals.POOLS[case["stats_mode"]](confidence, concentration)
+    importance = marginals.flashlite_importance(confidence, concentration, constants)
+    alpha = marginals.flashlite_alpha(importance, constants).expand(case["batch"], -1)
+    key_bias = alpha.log().repeat_interleave(case["tokens_per_frame"], 1)
+    out = flashlite_attention(q, k, v, key_bias, backend="sdpa")
+    y = functional.linear(
+        out.transpose(1, 2).flatten(2), tensors["proj_weight"], tensors["proj_bias"]
+    )
+    assert golden.relative_error(y, tensors["y_train"]) < 1e-12
+    (grad_x,) = torch.autograd.grad(y, x, tensors["grad_out"])
+    assert golden.relative_error(grad_x, tensors["grad_x"]) < 1e-12
+
+
+def pretended_flash_attn(q, k, v, softmax_scale):
+    """flash-attn's interface, [B, N, H, D], by its definition."""
+    assert q.shape[3] % 8 == 0 or q.shape[3] == v.shape[3]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v, scale=softmax_scale).transpose(1, 2)
+
+
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_channels_carry_the_bias_through_flash_attn(dtype, bias, monkeypatch, device):
+    from kernels.flashlite import op
+
+    module = types.SimpleNamespace(flash_attn_func=pretended_flash_attn)
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    inputs = fused(2, 3, 30, 20, dtype, device)
+    key_bias = BIASES[bias](2, 3, 30)
+    key_bias = (
+        None
+        if key_bias is None
+        else key_bias.to(device).to(torch.promote_types(dtype, torch.float32))
+    )
+    exact, found = (
+        with_gradients(
+            lambda *x, run=run: run(*x, key_bias, 0.3), inputs, torch.ones_like(inputs[0])
+        )
+        for run in (reference.attention, op.BACKENDS["flash_attn"].run)
+    )
+    for ours, truth in zip(found, exact, strict=True):
+        tolerance = 8 * torch.finfo(dtype).eps
+        torch.testing.assert_close(ours, truth, rtol=tolerance, atol=tolerance)
+
+
+needs_gpu = pytest.mark.skipif(not NATIVE, reason="needs a CUDA GPU: speed and races do not show")
+
+
+@needs_gpu
+@pytest.mark.parametrize("d, n", list(itertools.product((64, 80, 128), (160, 1568))))
+def test_same_bits_on_every_run(d, n, device):
+    inputs = fused(2, 4, n, d, torch.bfloat16, device)
+    key_bias, grad_out = torch.randn(2, n, device=device), torch.randn_like(inputs[0])
+    runs = [
+        with_gradients(
+            lambda *x: flashlite_attention(*x, key_bias, backend="triton"), inputs, grad_out
+        )
+        for _ in range(50)
+    ]
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
+
+
+@needs_gpu
+@pytest.mark.parametrize("d, n", list(itertools.product((64, 80, 88, 128), (784, 1568))))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_triton_at_the_shapes_that_matter(dtype, d, n, device):
+    check("triton", fused(1, 3, n, d, dtype, device), torch.randn(1, n).to(device), d**-0.5, dtype)

@@ -1,0 +1,208 @@
+"""FlashLite as a PyTorch operator: registration, compilation, checkpointing, autocast, refusals."""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from kernels.flashlite import flashlite_attention, key_energy, op, reference
+from tests.kernels.conftest import NATIVE
+
+
+def heads(n=33, d=16, dtype=torch.float32, device="cpu"):
+    qkv = torch.randn(1, n, 3, 2, d, device=device).to(dtype)
+    return [x.requires_grad_() for x in qkv.permute(2, 0, 3, 1, 4).unbind()]
+
+
+@pytest.mark.parametrize("bias", ["none", "per_clip", "per_head"])
+def test_registration_of_every_operator(bias, device):
+    q, k, v = heads(device=device)
+    key_bias = {
+        "none": None,
+        "per_clip": torch.randn(1, 33, device=device),
+        "per_head": torch.randn(1, 2, 33, device=device),
+    }[bias]
+    torch.library.opcheck(op.flashlite_forward, (q, k, v, key_bias, 0.3))
+    out, lse = op.flashlite_forward(q, k, v, key_bias, 0.3)
+    assert out.requires_grad and not lse.requires_grad
+    constants = [x.detach() for x in (torch.randn_like(out), q, k, v)]
+    torch.library.opcheck(
+        op.flashlite_backward, (*constants, key_bias, out.detach(), lse.detach(), 0.3)
+    )
+
+
+def test_registration_of_key_energy(device):
+    torch.library.opcheck(op.key_energy_op, (heads(device=device)[1].detach(),))
+
+
+def flashlite_loss(q, k, v, backend):
+    """A loss whose bias depends on the keys, as in a model."""
+    key_bias = key_energy(k, backend=backend).log()
+    return flashlite_attention(q, k, v, key_bias, backend=backend).square().sum()
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["triton", "sdpa", None])
+def test_compiles_into_one_graph(backend, compiler, device):
+    torch.compiler.reset()
+    inputs = heads(device=device)
+    compiled = torch.compile(flashlite_loss, fullgraph=True, backend=compiler)
+    expected, found = flashlite_loss(*inputs, backend), compiled(*inputs, backend)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(loss, inputs) for loss in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_compiles_with_shapes_that_change(device):
+    torch.compiler.reset()
+    compiled = torch.compile(flashlite_loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    for n in (20, 33, 41):
+        inputs = heads(n, device=device)
+        torch.testing.assert_close(compiled(*inputs, "triton"), flashlite_loss(*inputs, "triton"))
+
+
+@pytest.mark.parametrize("backend", ["triton", "sdpa"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_gives_the_same_gradients(reentrant, backend, device):
+    inputs = [x.detach().requires_grad_() for x in heads(device=device)]
+    plain = flashlite_loss(*inputs, backend)
+    expected = torch.autograd.grad(plain, inputs)
+    saved = checkpoint(flashlite_loss, *inputs, backend, use_reentrant=reentrant)
+    saved.backward()
+    assert torch.equal(saved, plain)
+    assert all(torch.equal(x.grad, dx) for x, dx in zip(inputs, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["triton", "sdpa", "reference"])
+def test_bias_gets_no_gradient(backend, device):
+    q, k, v = heads(device=device)
+    key_bias = torch.zeros(1, 33, device=device, requires_grad=True)
+    flashlite_attention(q, k, v, key_bias, backend=backend).sum().backward()
+    assert key_bias.grad is None
+
+
+@pytest.mark.parametrize("backend", ["triton", "sdpa"])
+def test_autocast_casts_as_it_does_for_sdpa(backend, device):
+    q, k, v = heads(device=device)
+    with torch.autocast(device, torch.bfloat16):
+        out = flashlite_attention(q, k, v.to(torch.float16), None, backend=backend)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        out.float(), reference.attention(q, k, v, None, 0.25), atol=0.03, rtol=0.03
+    )
+
+
+def test_gradients_of_some_inputs_and_none(device):
+    q, k, v = (x.detach() for x in heads(device=device))
+    v.requires_grad_()
+    flashlite_attention(q, k, v, None, backend="triton").sum().backward()
+    assert v.grad is not None and q.grad is None
+    with torch.inference_mode():
+        assert not flashlite_attention(q, k, v, None, backend="triton").requires_grad
+
+
+def test_empty_batch_and_no_tokens(device):
+    for shape in ((0, 2, 5, 16), (2, 3, 0, 16)):
+        q = torch.randn(shape, device=device, requires_grad=True)
+        out = flashlite_attention(q, q, q, None, backend="triton")
+        out.sum().backward()
+        assert out.shape == q.grad.shape == shape
+        assert key_energy(q, backend="triton").shape == (shape[0], shape[2])
+
+
+def test_output_lies_so_that_merging_heads_is_free(device):
+    q, k, v = heads(device=device)
+    out = flashlite_attention(q, k, v, None, backend="triton")
+    assert out.transpose(1, 2).is_contiguous()
+
+
+Q = torch.zeros(1, 2, 8, 16)
+BIAS = torch.zeros(1, 8)
+REFUSED = {
+    "dropout": (dict(dropout_p=0.1), "dropout_p must be 0, not 0.1"),
+    "three axes": (dict(q=Q[0]), r"q must be \[B, H, N, D\]"),
+    "integers": (dict(q=Q.int()), "floating point"),
+    "longer keys": (dict(k=torch.zeros(1, 2, 9, 16)), r"k must have q's shape.*\(1, 2, 9, 16\)"),
+    "other dtype": (dict(v=Q.double()), "v must have q's shape, dtype"),
+    "other device": (dict(v=Q.to("meta")), "on meta"),
+    "scale": (dict(scale=float("nan")), "scale must be finite, not nan"),
+    "bias of queries": (dict(key_bias=torch.zeros(1, 1, 8, 8)), r"\[B, N\] = \(1, 8\)"),
+    "bias for one": (dict(key_bias=torch.zeros(8)), "key_bias must be"),
+    "bias in half": (dict(key_bias=BIAS.half()), "torch.float32, on cpu, not .* torch.float16"),
+    "backend": (dict(backend="cudnn"), "no backend 'cudnn'; choose one of triton, sdpa"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_with_its_name(case):
+    changed, message = REFUSED[case]
+    arguments = {"q": Q, "k": Q, "v": Q, "key_bias": BIAS} | changed
+    with pytest.raises(ValueError, match=message):
+        flashlite_attention(**arguments)
+
+
+def test_energy_of_what_is_no_key_is_refused():
+    with pytest.raises(ValueError, match=r"k must be \[B, H, N, D\]"):
+        key_energy(Q[0])
+
+
+UNAVAILABLE = {
+    "float64": ("triton", torch.zeros(1, 1, 4, 8, dtype=torch.float64), "not torch.float64"),
+    "wide heads": ("triton", torch.zeros(1, 1, 4, 264), "head dim 264 is above 256"),
+    "flash_attn": ("flash_attn", Q, ""),
+}
+
+
+@pytest.mark.parametrize("case", UNAVAILABLE)
+def test_a_backend_that_cannot_run_says_why(case, device):
+    backend, q, message = UNAVAILABLE[case]
+    q = q.to(device)
+    with pytest.raises(RuntimeError, match=f"cannot use backend '{backend}'.*{message}"):
+        flashlite_attention(q, q, q, None, backend=backend)
+
+
+@pytest.mark.skipif(NATIVE, reason="the kernels do run on CUDA")
+def test_without_gpu_or_interpreter_triton_says_what_to_do(monkeypatch):
+    from kernels.flashlite import kernel
+
+    monkeypatch.setattr(kernel, "interpreted", False)
+    with pytest.raises(RuntimeError, match="tensors are on cpu; move them to CUDA.*'sdpa'"):
+        flashlite_attention(Q, Q, Q, None, backend="triton")
+
+
+def test_without_triton_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(op, "HAS_TRITON", False)
+    with pytest.raises(RuntimeError, match="pip install triton"):
+        flashlite_attention(Q, Q, Q, None, backend="triton")
+
+
+TRAINED = [("sdpa", torch.float32)]
+TRAINED += [("triton", torch.float32), ("triton", torch.bfloat16)] if NATIVE else []
+
+
+@pytest.mark.parametrize("backend, dtype", TRAINED, ids=str)  # Triton: minutes if interpreted
+def test_a_small_model_trains_as_with_the_reference(backend, dtype, device):
+    """Errors that a single call hides would add up over 200 steps (60 on a CPU)."""
+    found, expected = (torch.tensor(train(name, dtype, device)) for name in (backend, "reference"))
+    assert expected[-1] < 0.7 * expected[0]  # it does learn
+    assert ((found - expected).abs() < 0.05 * expected[0]).all()
+
+
+def train(backend, dtype, device):
+    torch.manual_seed(1)
+    clips, n = (8, 160) if NATIVE else (2, 40)
+    x = torch.randn(clips, n, 64, device=device)
+    target = torch.roll(x, 1, dims=1).tanh()
+    qkv, out = torch.nn.Linear(64, 192).to(device), torch.nn.Linear(64, 64).to(device)
+    place = torch.nn.Parameter(torch.randn(n, 64, device=device))
+    optimizer = torch.optim.AdamW([*qkv.parameters(), *out.parameters(), place], lr=1e-2)
+    losses = []
+    for _ in range(200 if NATIVE else 60):
+        q, k, v = qkv(x + place).to(dtype).unflatten(2, (3, 2, 32)).permute(2, 0, 3, 1, 4)
+        key_bias = key_energy(k, backend=backend).log()
+        mixed = flashlite_attention(q, k, v, key_bias, backend=backend)
+        loss = (out(mixed.transpose(1, 2).flatten(2).float()) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
