@@ -1,0 +1,144 @@
+"""The attention benchmark: its baselines, its refusal to time what is wrong, and its rows."""
+
+import csv
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import attention, attention_check
+from benchmarks.attention_check import CASES, contestants, inputs, parse, wrong
+from benchmarks.rows import append
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = parse("2x16-n160-b2-fp32")
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["attention", *map(str, arguments)])
+    return attention.main()
+
+
+@pytest.mark.parametrize("name", ["2x16-n160-b2-fp32", "2x16-n160-b1-bf16", "3x20-n784-b1-fp32"])
+def test_every_contestant_computes_what_it_should(name):
+    tensors = inputs(parse(name), "cpu")
+    entrants = contestants(parse(name), tensors)
+    assert len(entrants) == 6 and not tensors[0].is_contiguous()
+    assert wrong(parse(name), entrants, tensors) == {}
+
+
+def test_rows_are_complete_and_appended(monkeypatch, tmp_path, capsys):
+    out = tmp_path / "rows" / "attention.csv"
+    for turns in (2, 3):
+        arguments = ("2x16-n160-b2-fp32", "--turns", turns, "--out", out, "--device", "cpu")
+        assert run(monkeypatch, *arguments, "--only", "ours exact") == 0
+    rows = list(csv.DictReader(out.open(newline="")))
+    assert [row["contestant"] for row in rows] == ["sdpa", "sdpa", "ours exact", "ours exact"] * 2
+    assert {row["turns"] for row in rows} == {"2", "3"}
+    assert all(value for row in rows for value in row.values())
+    assert float(rows[0]["p20_ms"]) <= float(rows[0]["p50_ms"]) <= float(rows[0]["p80_ms"])
+    assert rows[0]["ratio_p50"] == rows[0]["ratio_turns_p50"] == "1.000"
+    assert "ours exact, forward+backward" in capsys.readouterr().out
+
+
+def test_a_wrong_contestant_is_named_and_never_timed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(attention_check, "published_flashlite", lambda q, k, v, frames: v * 1.0)
+    monkeypatch.setattr(attention_check, "published_exact", exact_for_one_clip_only)
+    out = tmp_path / "attention.csv"
+    assert run(monkeypatch, TINY, "--turns", 1, "--out", out, "--device", "cpu") == 1
+    printed = capsys.readouterr().out
+    assert "published flashlite: not timed, it does not run: The differentiated" in printed
+    assert "published exact: not timed, out of clip 1 is off by" in printed
+    names = {row["contestant"] for row in csv.DictReader(out.open(newline=""))}
+    assert names == {"sdpa", "ours flashlite", "ours flashlite, kernel alone", "ours exact"}
+
+
+def exact_for_one_clip_only(q, k, v, frames):
+    from benchmarks.attention_baselines import published_exact
+
+    own = published_exact(q[:1], k[:1], v[:1], frames)
+    plain = torch.nn.functional.scaled_dot_product_attention(q[1:], k[1:], v[1:])
+    return torch.cat([own, plain])
+
+
+def test_cases_not_begun_in_time_are_named(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "attention.csv"
+    assert run(monkeypatch, TINY, TINY, "--limit", 1e-9, "--out", out, "--device", "cpu") == 2
+    assert f"time is up; not begun: {TINY} {TINY}" in capsys.readouterr().out
+
+
+def test_cases_have_names_that_read_back():
+    for case in (*CASES["cpu"], *CASES["cuda"]):
+        assert parse(str(case)) == case
+        assert case.tokens % case.frames == 0
+    for name in ("12x64", "12x64-n100-b2-fp32", "12x64-n160-b2-fp8", "axb-n160-b2-fp32"):
+        with pytest.raises(ValueError, match=r"a case is like 12x64-n1568-b2-fp32"):
+            parse(name)
+
+
+def test_peak_memory_on_the_cpu_counts_what_is_allocated_inside():
+    def hold():
+        first = torch.ones(1 << 20)
+        return (first + 1).sum()
+
+    assert 8 << 20 <= attention.peak_bytes(hold, "cpu") < 9 << 20
+
+
+def test_rows_of_other_columns_are_not_mixed(tmp_path):
+    append(tmp_path / "rows.csv", [{"a": 1, "b": 2}])
+    with pytest.raises(ValueError, match="has the columns"):
+        append(tmp_path / "rows.csv", [{"a": 1, "c": 2}])
+
+
+def test_the_benchmark_needs_torch_and_triton_alone():
+    """A lent GPU machine holds little else."""
+    absent = (
+        "safetensors transformers matplotlib ray deepspeed mlflow webdataset kornia torchmetrics"
+    )
+    code = (
+        f"import sys\nfor name in {absent.split()}: sys.modules[name] = None\n"
+        "import benchmarks.attention, benchmarks.gpu"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_picture_is_drawn_from_the_newest_rows(tmp_path):
+    from benchmarks.plot_attention import drawn, newest, picture, tables
+
+    columns = "p20_ms p50_ms p80_ms peak_bytes peak_ratio ratio_turns_p50 threads torch triton"
+    row = dict.fromkeys(columns.split(), "2.0") | {"device": "X", "clock": "wall"}
+    rows = [
+        row | {"date": date, "case": case, "contestant": who, "direction": way}
+        for date in ("2026-01-01", "2026-01-02")
+        for case in ("12x64-n160-b2-bf16", "12x64-n160-b8-bf16", "12x64-n784-b2-fp32")
+        for who in ("sdpa", "ours exact")
+        for way in attention.DIRECTIONS
+    ]
+    found = newest(rows)["X"]
+    assert {r["date"] for r in found.values()} == {"2026-01-02"}
+    assert [str(c) for c in drawn({case for case, _, _ in found})] == ["12x64-n784-b2-fp32"]
+    picture(rows, tmp_path / "attention.png")
+    assert (tmp_path / "attention.png").stat().st_size > 10_000
+    text = tables(rows)
+    assert "not measured on a GPU yet" in text
+    assert "| 12x64-n784-b2-fp32 | ours exact | 2 (2.00) | 2 (2.00) | 0 (2.00) |" in text
+    del rows[-1]
+    assert "| 12x64-n784-b2-fp32 | ours exact | 2 (2.00) | – | – |" in tables(rows[-11:])
+
+
+def test_tuning_swaps_the_tiles_of_one_kernel_and_puts_them_back():
+    pytest.importorskip("triton")
+    from benchmarks.tune_attention import KERNELS, tiles
+
+    for operation, kernels in KERNELS.items():
+        module = importlib.import_module(f"kernels.{operation}.kernel")
+        before, case = module.tiles_of, (64, torch.bfloat16, 9)
+        with tiles(operation, kernels[0], (32, 16, 2, 5)):
+            found = module.tiles_of(kernels[0], *case)
+            assert (found.rows, found.columns, found.warps, found.stages) == (32, 16, 2, 5)
+            for other in kernels[1:]:
+                assert module.tiles_of(other, *case) == before(other, *case)
+        assert module.tiles_of is before
