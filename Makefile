@@ -40,8 +40,12 @@ types: $(READY)  ## pyright on product code
 
 check: lint types test  ## what CI runs
 
-bench: $(READY)  ## seconds per training step against transformers, as rows in benchmarks/results
+bench: $(READY)  ## all measurements of the README, as rows in benchmarks/results (an hour)
 	@$(BIN)/python -m benchmarks.train_step
+	@$(BIN)/python -m benchmarks.attention
+	@$(BIN)/python -m benchmarks.plot_attention
+	@$(BIN)/python -m benchmarks.loader
+	@$(BIN)/python -m benchmarks.rendered_faces
 
 clean:  ## remove what the demo made (runs/demo or OUT)
 	@rm -rf '$(OUT)'

@@ -1,4 +1,4 @@
-"""`python -m shards COMMAND`: ingest, verify, stats, render. Loads only what the command needs."""
+"""`python -m shards COMMAND`: ingest, datasets, verify, stats, render. Loads what one needs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 USAGE = """usage: python -m shards COMMAND …
 
   ingest VIDEOS --out DIR [--annotations CSV]   videos to shards of face clips
+  ingest --dataset NAME --root DIR --out DIR    a public data set, in its own layout
+  datasets [NAME]                               which there are, and where to ask for them
   verify DIR                                    is every shard whole and unchanged?
   stats DIR                                     what is in it
   render --out DIR                              labelled videos of rendered faces
@@ -22,6 +24,8 @@ def main(argv: Sequence[str]) -> int:
     command, rest = argv[0], list(argv[1:])
     if command == "ingest":
         from shards.ingest.cli import main as run
+    elif command == "datasets":
+        from shards.datasets.cli import main as run
     elif command == "render":
         from shards.render.cli import main as run
     elif command in ("verify", "stats"):

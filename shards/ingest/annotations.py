@@ -1,37 +1,61 @@
-"""The annotations file: a CSV whose `path` column names videos, with what is known of each.
+"""The annotations file: a table whose `path` column names videos, with what is known of each.
 
 Owns its columns and what can be wrong in a row. Opens no video.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any, get_args
 
-from shards.ingest.inputs import Annotation, InputError, Item, Refused, keyed, shown
+from shards.ingest.inputs import (
+    Annotation,
+    ApexSource,
+    InputError,
+    Item,
+    Refused,
+    inside,
+    named,
+    shown,
+)
+from shards.ingest.numbering import FrameFolder
+from shards.ingest.tables import table
 
 MARKS = ("onset", "apex", "offset")
-COLUMNS = ("path", "label", "subject_id", "source_id", *MARKS, "action_units", "split")
-LARGEST_CSV = 1 << 30
+TEXTS = (
+    *("label", "subject_id", "source_id", "split", "objective_class"),
+    *("dataset", "version", "licence"),
+)
+COLUMNS = ("path", *TEXTS, *MARKS, "apex_source", "action_units", "votes", "fps")
+LONGEST_VOTES = 10_000
 
 
-def read_annotations(file: Path, videos: Path) -> tuple[list[Item], list[Refused], list[str]]:
-    """Items in the order of keys; rows that cannot be used; columns that mean nothing to us."""
+def read_annotations(
+    file: Path, videos: Path, *, fps: float | None = None
+) -> tuple[list[Item], list[Refused], list[str]]:
+    """Items in the order of keys; rows that cannot be used; columns that mean nothing to us.
+
+    `path` may be a folder of pictures, of which `fps` is the rate where the row gives none.
+    """
     rows, unused = _rows(file)
     refused: list[Refused] = []
-    good: list[tuple[Path, str, Annotation]] = []
+    good: list[Item] = []
     seen: set[tuple[str, object]] = set()
     for number, row in rows:
         relative = row["path"]
         try:
             annotation = _annotation(row)
-            path = _inside(videos, relative)
+            path = inside(videos, relative)
+            frames = _frames(path, row.get("fps", ""), fps)
+            if frames is None and not path.is_file():
+                raise InputError(f"is not a file in {videos}")
             if (relative, annotation.marks.get("onset")) in seen:
                 raise InputError("is listed twice")
         except InputError as error:
@@ -39,48 +63,29 @@ def read_annotations(file: Path, videos: Path) -> tuple[list[Item], list[Refused
             refused.append(Refused(shown(relative), f"{error} ({at})", "correct the row"))
             continue
         seen.add((relative, annotation.marks.get("onset")))
-        good.append((path, relative, annotation))
+        good.append(Item("", path, relative, annotation, frames))
     return _annotated(good), refused, unused
 
 
-def _annotated(good: Sequence[tuple[Path, str, Annotation]]) -> list[Item]:
+def _annotated(good: Sequence[Item]) -> list[Item]:
     """A video with several rows gets its onset into the key."""
-    times = Counter(relative for _, relative, _ in good)
-    videos = keyed(list({relative: (path, relative) for path, relative, _ in good}.values()))
-    keys = {item.relative: item.key for item in videos}
-    items = []
-    for path, relative, annotation in good:
-        several = f"-f{annotation.marks.get('onset')}" if times[relative] > 1 else ""
-        items.append(Item(keys[relative] + several, path, relative, annotation))
-    return sorted(items, key=lambda item: item.key)
+    times = Counter(item.relative for item in good)
+    parts = [
+        f"f{item.annotation.marks.get('onset')}"
+        if item.annotation and times[item.relative] > 1
+        else ""
+        for item in good
+    ]
+    return named([replace(item, part=part) for item, part in zip(good, parts, strict=True)])
 
 
 def _rows(file: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
     """(line, cells by column) of every row, and the unused columns."""
-    try:
-        if file.stat().st_size > LARGEST_CSV:
-            raise InputError(f"{file} is larger than 1 GiB; split it")
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}); check --annotations") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file} is not UTF-8 text; export it as CSV in UTF-8") from None
-    head = text.partition("\n")[0]
-    separator = max(",;\t", key=head.count)
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter=separator, restval="", restkey="more"
-    )
-    names = [name.strip() for name in reader.fieldnames or []]
-    reader.fieldnames = names
+    names, rows = table(file)
     unused = _check_columns(file, names)
-    try:
-        cells = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise InputError(f"{file}, line {reader.line_num}: {error}") from None
-    rows = [(n, {c: row[c].strip() for c in COLUMNS if c in row}) for n, row in cells]
     if not rows:
         raise InputError(f"{file} has no rows below its header")
-    return rows, unused
+    return [(n, {c: row[c] for c in COLUMNS if c in row}) for n, row in rows], unused
 
 
 def _check_columns(file: Path, names: Sequence[str]) -> list[str]:
@@ -101,29 +106,62 @@ def _check_columns(file: Path, names: Sequence[str]) -> list[str]:
 
 def _annotation(row: Mapping[str, str]) -> Annotation:
     marks = {name: _frame(name, row[name]) for name in MARKS if row.get(name)}
-    units = tuple(u for u in re.split(r"[\s,;|+]+", row.get("action_units", "")) if u)
     known = [(name, frame) for name in MARKS if (frame := marks.get(name)) is not None]
     for (name, frame), (later, at) in pairwise(known):
         if frame > at:
             raise InputError(f"{name} {frame} lies after {later} {at}")
-    text = {name: row.get(name) or None for name in ("label", "subject_id", "source_id", "split")}
-    return Annotation(marks=marks, action_units=units, **text)
+    texts: dict[str, Any] = {name: row[name] for name in TEXTS if row.get(name)}
+    source = row.get("apex_source") or None
+    if source not in (None, *get_args(ApexSource)):
+        known_sources = ", ".join(get_args(ApexSource))
+        raise InputError(f"apex_source is {source!r}, it is one of {known_sources}")
+    return Annotation(
+        marks=marks,
+        action_units=action_units(row.get("action_units", "")),
+        apex_source=source,  # type: ignore[arg-type]
+        votes=_votes(row.get("votes", "")),
+        **texts,
+    )
+
+
+def action_units(cell: str) -> tuple[str, ...]:
+    """`4+L10`, `R2, AU14?`, `12/15`, `A2` → one string a unit, as annotated, without "AU".
+
+    L, R, A, B: on the left or right, above, below; `?`: doubted; `12/15`, "12 or 15": one of them.
+    """
+    cell = re.sub(r"\s*(?:/|\bor\b)\s*", "/", cell.strip(), flags=re.IGNORECASE)
+    cell = re.sub(r"\bAU\s*(?=[0-9])", "", cell, flags=re.IGNORECASE)
+    return tuple(unit for unit in re.split(r"[\s,;|+]+", cell) if unit.strip("/?-"))
 
 
 def _frame(name: str, cell: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", cell):
+    if not re.fullmatch(r"[0-9]{1,9}", cell):
         raise InputError(f"{name} is {cell!r}, not a frame number")
     return int(cell)
 
 
-def _inside(videos: Path, relative: str) -> Path:
-    """The file, which the row must not place outside the folder."""
-    parts = PurePosixPath(relative)
-    if not relative or "\0" in relative:
-        raise InputError("has no path")
-    if parts.is_absolute() or ".." in parts.parts or "\\" in relative:
-        raise InputError("leads out of the videos folder; write it relative to that folder")
-    path = videos / parts
-    if not path.is_file():
-        raise InputError(f"is not a file in {videos}")
-    return path
+def _votes(cell: str) -> dict[str, int] | None:
+    """A JSON object: annotators a class name."""
+    if not cell:
+        return None
+    try:
+        votes = json.loads(cell[:LONGEST_VOTES])
+    except (ValueError, RecursionError):
+        votes = None
+    if not isinstance(votes, dict) or not all(type(n) is int for n in votes.values()):
+        raise InputError(f'votes is {cell[:40]!r}, not a JSON object such as {{"joy": 3}}')
+    return votes
+
+
+def _frames(path: Path, cell: str, fps: float | None) -> FrameFolder | None:
+    if not path.is_dir():
+        return None
+    try:
+        rate = float(cell) if cell else fps
+        if rate is None:
+            raise InputError("is a folder of pictures; give its rate in a column fps, or by --fps")
+        return FrameFolder(rate)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"fps is {cell!r}, not a number of frames a second") from None

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from shards.ingest.inputs import InputError
+from shards.ingest.inputs import Collected, InputError
 from shards.ingest.run import IngestError, Summary, ingest
 from shards.ingest.settings import IngestSettings
 
@@ -24,6 +25,7 @@ SETTINGS = {f.name: f for f in dataclasses.fields(IngestSettings)}
 HELP = {
     "size": "pixels a side of the stored square picture",
     "detector": "haar (comes with OpenCV), or none for data that is already cropped",
+    "crop": "what decides the crop: track (the face's whole way) or onset (the onset frame)",
     "margin": "added around the face on each side, as a share of its width",
     "min_face": "smallest face, in pixels of the source",
     "min_found": "smallest share of looked-at frames with the face found",
@@ -44,9 +46,12 @@ def parser() -> argparse.ArgumentParser:
         description="Videos of faces to shards: find the face, crop, encode, pack.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("videos", type=Path, help="folder of videos (or one video)")
+    p.add_argument("videos", type=Path, nargs="?", help="folder of videos (or one video)")
     p.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
-    p.add_argument("--annotations", type=Path, help="CSV with a column path and any of label, …")
+    p.add_argument(
+        "--annotations", type=Path, help="CSV or Parquet with a column path and any of label, …"
+    )
+    _add_dataset(p)
     p.add_argument(
         "--holdout", nargs="+", default=[], metavar="NAME=SHARE", help="test=0.2 val=0.1"
     )
@@ -59,8 +64,20 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--overwrite", action="store_true", help="replace shards that are already there")
     for name, field in SETTINGS.items():
         flag, kind = f"--{name.replace('_', '-')}", type(field.default)
-        p.add_argument(flag, type=kind, default=field.default, help=HELP[name])
+        about = f"{HELP[name]} (default: {field.default})"
+        p.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=about)
     return p
+
+
+def _add_dataset(p: argparse.ArgumentParser) -> None:
+    """Public data sets in their own layout, instead of `videos`."""
+    g = p.add_argument_group("data sets (see python -m shards datasets)")
+    g.add_argument("--dataset", metavar="NAME", help="data set, read in its own layout")
+    g.add_argument("--root", type=Path, help="its folder")
+    g.add_argument("--fold", "--set", type=_positive, help="official fold that gives the split")
+    g.add_argument("--variant", metavar="NAME", help="which form of its frames is read")
+    g.add_argument("--fps", type=float, help="rate of pictures whose data set gives none")
+    g.add_argument("--context", type=int, default=0, help="frames kept around a micro-expression")
 
 
 def _positive(text: str) -> int:
@@ -82,12 +99,15 @@ def _share(text: str) -> float:
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     try:
-        settings = IngestSettings(**{name: getattr(args, name) for name in SETTINGS})
+        videos, collected, suited = _collected(args)
+        given = {name: getattr(args, name) for name in SETTINGS if name in args}
+        settings = IngestSettings(**suited | given)
         with _stoppable(), _progress() as progress:
             summary = ingest(
-                args.videos,
+                videos,
                 args.out,
-                annotations=args.annotations,
+                annotations=None if collected else args.annotations,
+                collected=collected,
                 settings=settings,
                 holdout=_holdout(args.holdout),
                 jobs=args.jobs,
@@ -105,6 +125,35 @@ def main(argv: Sequence[str]) -> int:
         return _fail("stopped; nothing was written", 130)
     print(_report(summary))
     return 0
+
+
+def _collected(args: argparse.Namespace) -> tuple[Path, Collected | None, dict[str, Any]]:
+    """The folder, what a data set's adapter found in it, and the settings that suit it."""
+    asked = {
+        f"--{n}": getattr(args, n) or None for n in ("root", "fold", "variant", "fps", "context")
+    }
+    if args.dataset is None:
+        if args.videos is None:
+            raise InputError("name a folder of videos, or --dataset NAME --root DIR")
+        for flag in (name for name, value in asked.items() if value is not None):
+            raise InputError(f"{flag} goes with --dataset (see python -m shards datasets)")
+        return args.videos, None, {}
+    if args.root is None or args.videos is not None:
+        raise InputError(f"--dataset {args.dataset} needs --root DIR, and no folder beside it")
+    from shards.datasets import dataset
+    from shards.datasets.collect import collect
+    from shards.datasets.contract import Options
+
+    chosen = dataset(args.dataset)
+    options = Options(
+        fold=args.fold,
+        variant=args.variant,
+        annotations=args.annotations,
+        fps=args.fps,
+        context=args.context,
+    )
+    found = collect(chosen, args.root, options)
+    return args.root, found, {**chosen.settings, **found.settings}
 
 
 def _fail(error: object, status: int) -> int:

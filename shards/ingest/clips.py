@@ -1,9 +1,9 @@
-"""From one video to its clips: what was seen, what is kept of it, and the cropped pictures.
+"""From one video to its clips: what is kept of it, and the cropped pictures.
 
-The video is decoded twice from its start: the first pass looks (times, damage, faces), the second
-cuts. So memory stays that of one picture whatever the length, crops come from full resolution, and
-a clip's box can depend on all of its frames; decoding is cheap beside detection and encoding. Runs
-inside the disposable process. Knows no shards.
+The video is decoded twice from its start: the first pass looks (`survey`), the second cuts. So
+memory stays that of one picture whatever the length, crops come from full resolution, and a clip's
+box can depend on all of its frames; decoding is cheap beside detection and encoding. Runs inside
+the disposable process. Knows no shards.
 """
 
 from __future__ import annotations
@@ -11,41 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 
 from shards.ingest import faces, timing
-from shards.ingest.detect import SURE, Detector, Follower, detector, turn_of
-from shards.ingest.read import Video
 from shards.ingest.settings import IngestSettings, Rejected
+from shards.ingest.survey import Source, Survey
 
-LOOKS_PER_SECOND = 6
-SLOWEST_LOOK = 8
-"""At most every eighth frame is skipped to: a clip of 200 frames a second may last 0.2 s."""
-DOUBTFUL = 8
-"""Looks from which it is judged whether the video lies on its side."""
 EDGE_SECONDS = 0.75
 """A face first or last seen this close to a segment's end is taken to be there up to the end."""
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What the first pass learned about a video of n frames."""
-
-    rate: Fraction
-    seconds: np.ndarray
-    """float64 [n], increasing from 0."""
-    runs: np.ndarray
-    """int64 [n]: frames of one run follow each other soundly; -1 marks damage."""
-    sightings: list[faces.Sighting]
-    height: int
-    width: int
-    turn: int
-    """Quarter turns, counter-clockwise, by which the file's own orientation is wrong."""
-    expected: int
-    """Frames that the file declares, or were decoded if more."""
-    breaks: int
 
 
 @dataclass(frozen=True)
@@ -73,59 +47,6 @@ class Skipped:
     start: float
     stop: float
     reason: str
-
-
-def survey(path: Path, settings: IngestSettings) -> Survey:
-    """The first pass. Raises Rejected where nothing can be decoded."""
-    detect = detector(settings.detector)
-    seen, doubtful = _look_through(path, settings, detect, turn=0)
-    if detect and len(doubtful) > 0.6 * len(seen.sightings[:DOUBTFUL]):
-        turn = turn_of(doubtful, detect)
-        if turn:
-            seen, _ = _look_through(path, settings, detect, turn=turn)
-    return seen
-
-
-def _look_through(
-    path: Path, settings: IngestSettings, detect: Detector | None, *, turn: int
-) -> tuple[Survey, list[np.ndarray]]:
-    """What is seen with the pictures turned, and the first pictures without a sure face."""
-    times: list[float | None] = []
-    runs: list[int] = []
-    sightings: list[faces.Sighting] = []
-    doubtful: list[np.ndarray] = []
-    height = width = 0
-    follow = Follower(detect) if detect else None
-    with Video(path, max_side=settings.max_side) as video:
-        every = _look_every(video)
-        for picture in video.pictures():
-            times.append(picture.time)
-            runs.append(-1 if picture.run is None else picture.run)
-            if picture.number and (not detect or picture.number % every or picture.run is None):
-                continue
-            rgb = np.ascontiguousarray(np.rot90(picture.rgb(), turn))
-            height, width = rgb.shape[:2]
-            if follow and picture.run is not None:
-                boxes = follow(rgb)
-                sightings.append(faces.Sighting(picture.number, boxes))
-                if len(sightings) <= DOUBTFUL and not (boxes[:, 4] >= SURE).any():
-                    doubtful.append(rgb)
-        declared, rates, events = video.declared_frames, video.declared_rates, video.damage_events
-    if not times:
-        raise Rejected(
-            "no frame can be decoded",
-            "copy it again from its source" if events else "convert it to H.264 with ffmpeg",
-        )
-    rate = timing.frame_rate(times, rates)
-    seconds, breaks = timing.continuous(times, rate)
-    expected = max(declared if events else 0, len(times))
-    seen = Survey(rate, seconds, np.array(runs), sightings, height, width, turn, expected, breaks)
-    return seen, doubtful
-
-
-def _look_every(video: Video) -> int:
-    rate = timing.frame_rate([], video.declared_rates)
-    return min(max(1, round(rate / LOOKS_PER_SECOND)), SLOWEST_LOOK)
 
 
 def plan(seen: Survey, settings: IngestSettings) -> tuple[list[Plan], list[Skipped]]:
@@ -208,6 +129,8 @@ def _followed(
     if settings.detector == "none":
         box = faces.centre_box(seen.height, seen.width)
         return _planned(seen, cut, box, found=1.0, people=1)
+    if seen.onset is not None:
+        return _from_onset(seen, settings, cut)
     looks = _within(seen, cut.span)
     tracks = faces.tracks(looks)
     if not tracks:
@@ -229,6 +152,23 @@ def _followed(
     people = sum(len(t.frames) >= max(2, 0.5 * len(looks)) for t in tracks)
     box = faces.crop_box(main.boxes, margin=settings.margin)
     return _planned(seen, cut, box, found=share, people=max(1, people))
+
+
+def _from_onset(seen: Survey, settings: IngestSettings, cut: timing.Cut) -> Plan | None:
+    """The cut with the crop that the largest face of the onset frame decides.
+
+    Nothing later moves it, the expression least of all. Where no face is seen in the onset frame,
+    the first after it with one decides.
+    """
+    last = seen.sightings[-1:]
+    if not last or not len(last[0].boxes):
+        return None
+    boxes = last[0].boxes
+    face = max(boxes, key=lambda box: float(box[2] * box[4]))
+    if face[2] < settings.min_face or len(cut.frames) < settings.min_frames:
+        return None
+    box = faces.crop_box([face], margin=settings.margin)
+    return _planned(seen, cut, box, found=1 / len(seen.sightings), people=len(boxes))
 
 
 def _within(seen: Survey, span: timing.Span) -> list[faces.Sighting]:
@@ -256,6 +196,8 @@ def _planned(
 
 def damage(seen: Survey, span: timing.Span) -> str | None:
     """What of the video was lost to damage, in words; None for a sound video."""
+    if seen.lost:
+        return seen.lost
     sound = int((seen.runs >= 0).sum())
     if sound == seen.expected and len(timing.sound_spans(seen.runs)) == 1:
         return None
@@ -266,12 +208,12 @@ def damage(seen: Survey, span: timing.Span) -> str | None:
 
 
 def pictures(
-    path: Path, plans: list[Plan], settings: IngestSettings
+    source: Source, plans: list[Plan], settings: IngestSettings
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The second pass: (number of the plan, uint8 [size, size, 3]) of every frame of every clip."""
     remaining = iter(enumerate(plans))
     number, current = next(remaining)
-    with Video(path, max_side=settings.max_side) as video:
+    with source.open(settings) as video:
         for picture in video.pictures():
             shown = int((current.cut.frames == picture.number).sum())
             if shown:

@@ -7,8 +7,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from shards.ingest.numbering import FrameFolder
 
 # Found beside videos and never meant as such; everything else is judged by its content.
 SIDECARS = frozenset(
@@ -18,6 +21,8 @@ SIDECARS = frozenset(
     + (".pt", ".pth", ".zip", ".tar", ".gz")
 )
 LONGEST_KEY = 80
+ApexSource = Literal["annotated", "middle", "spotted"]
+"""Who says where the apex is: the data set, the half of onset and offset, or a spotting method."""
 
 
 class InputError(ValueError):
@@ -26,14 +31,22 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Annotation:
-    """A row of the annotations file."""
+    """What is known of a clip before its video is opened; see `schema.Record`."""
 
     label: str | None = None
     subject_id: str | None = None
     source_id: str | None = None
     marks: Mapping[str, int | None] = field(default_factory=dict)
+    """By name: frames of the source, from 0."""
     action_units: tuple[str, ...] = ()
     split: str | None = None
+    apex_source: ApexSource | None = None
+    objective_class: str | None = None
+    votes: Mapping[str, int] | None = None
+    dataset: str = ""
+    version: str = ""
+    licence: str | None = None
+    patch_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,26 @@ class Item:
     relative: str
     """Within the videos folder, with slashes."""
     annotation: Annotation | None = None
+    frames: FrameFolder | None = None
+    """How `path` is read where it is a folder of pictures."""
+    part: str = ""
+    """Tells several clips of one source apart; goes into the key."""
+
+    @property
+    def name(self) -> str:
+        """What rejected.csv calls it."""
+        return f"{self.relative}#{self.part}" if self.part else self.relative
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What is to be ingested, and what was found out on the way."""
+
+    items: list[Item]
+    refused: list[Refused] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Ingest settings that suit these items, where the user asks for none."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +127,29 @@ def shown(name: str) -> str:
 
 def keyed(found: Sequence[tuple[Path, str]]) -> list[Item]:
     """Items in the order of their keys, which are unique."""
-    keys = [key_of(relative) for _, relative in found]
-    times = Counter(keys)
-    items = [
-        Item(key if times[key] == 1 else hashed(key, relative), path, relative)
-        for key, (path, relative) in zip(keys, found, strict=True)
-    ]
-    return sorted(items, key=lambda item: item.key)
+    return named([Item("", path, relative) for path, relative in found])
+
+
+def named(items: Sequence[Item]) -> list[Item]:
+    """The items with unique keys, in the order of these."""
+    sources = {item.relative for item in items}
+    times = Counter(key_of(relative) for relative in sources)
+    ready = []
+    for item in items:
+        key = key_of(item.relative)
+        key = key if times[key] == 1 else hashed(key, item.relative)
+        ready.append(replace(item, key=f"{key}-{item.part}" if item.part else key))
+    return sorted(ready, key=lambda item: item.key)
+
+
+def inside(root: Path, relative: str) -> Path:
+    """The place in `root`; InputError where `relative` would lead out of it."""
+    parts = PurePosixPath(relative)
+    if not relative or "\0" in relative:
+        raise InputError("has no path")
+    if parts.is_absolute() or ".." in parts.parts or "\\" in relative:
+        raise InputError("leads out of the videos folder; write it relative to that folder")
+    return root / parts
 
 
 def key_of(relative: str) -> str:

@@ -34,10 +34,12 @@ def job(
     """A job: `kind` "clips" (mp4 files into `out`) or "frames" (one array into `out`).
 
     `whole` keeps the video in one piece; `marks` are frame numbers of the source by name, to be
-    translated into those of the clip.
+    translated into those of the clip; `frames` are the fields of a FrameFolder where the source is
+    a folder of pictures.
     """
     paths = {"source": str(source.absolute()), "out": str(out.absolute())}
-    return {"kind": kind, **paths, "settings": asdict(settings), "whole": True, "marks": {}} | more
+    plain = {"whole": True, "marks": {}, "frames": None}
+    return {"kind": kind, **paths, "settings": asdict(settings)} | plain | more
 
 
 class Sandbox:

@@ -36,7 +36,7 @@ class Packer:
     def add(self, item: Item, outcome: Outcome, folder: Path) -> None:
         """The clips of one video into the shard, or its refusal into the list; empties `folder`."""
         if isinstance(outcome, Rejected):
-            self.refused.append(Refused(item.relative, outcome.reason, outcome.action))
+            self.refused.append(Refused(item.name, outcome.reason, outcome.action))
         else:
             for part in outcome["skipped"]:
                 at = f"{item.relative}#t={part['start']:.2f},{part['stop']:.2f}"
@@ -51,7 +51,7 @@ class Packer:
             key = hashed(key, item.relative)
         record = record_of(item, key, clip, self._settings)
         if problems := record.problems():
-            refused = Refused(item.relative, "; ".join(problems), "correct the annotation")
+            refused = Refused(item.name, "; ".join(problems), "correct the annotation")
             self.refused.append(refused)
             return
         self._writer.add(key, video, record)
@@ -81,15 +81,21 @@ def record_of(item: Item, key: str, clip: Mapping[str, Any], settings: IngestSet
         path=item.relative,
         fps=clip["fps"],
         num_frames=clip["num_frames"],
+        dataset=a.dataset,
+        version=a.version,
         subject_id=a.subject_id,
         source_id=a.source_id,
         onset=marks.get("onset"),
         apex=marks.get("apex"),
         offset=marks.get("offset"),
-        apex_source=None if marks.get("apex") is None else "annotated",
+        apex_source=None if marks.get("apex") is None else a.apex_source or "annotated",
         action_units=a.action_units,
         label=a.label,
+        objective_class=a.objective_class,
+        votes=dict(a.votes) if a.votes else None,
         split=a.split,
+        licence=a.licence,
+        patch_id=a.patch_id,
         track=track,
         damaged=clip["damaged"],
     )

@@ -74,12 +74,16 @@ class Deinterlacer:
 
 
 class Canvas:
-    """The one picture size of a video: that of the first frame; others are fitted in."""
+    """The one picture size of a video: that of the first frame; others are fitted in.
 
-    def __init__(self, stream: VideoStream, *, max_side: int) -> None:
-        self._aspect = _pixel_aspect(stream)
+    Without a stream (single pictures) pixels are square.
+    """
+
+    def __init__(self, stream: VideoStream | None, *, max_side: int) -> None:
+        self._aspect = _pixel_aspect(stream) if stream else Fraction(1)
         self._max_side = max_side
         self._size: tuple[int, int] | None = None
+        self._matrix = UPRIGHT
         self._graphs: dict[tuple[object, ...], Graph] = {}
 
     def rgb(self, frame: av.VideoFrame) -> np.ndarray:
@@ -88,8 +92,11 @@ class Canvas:
         if self._size is None:
             scale = min(1.0, self._max_side / max(wide, high))
             self._size = (max(1, round(wide * scale)), max(1, round(high * scale)))
+            # Of the first frame alone: it is the file's, and a frame whose side data was looked at
+            # is part of a cycle, so its pixels stay until the garbage collector comes by.
+            self._matrix = orientation(frame)
         width, height = _fit((wide, high), self._size)
-        return turned(_centred(self._scaled(frame, width, height), self._size), orientation(frame))
+        return turned(_centred(self._scaled(frame, width, height), self._size), self._matrix)
 
     def _square(self, frame: av.VideoFrame) -> tuple[float, float]:
         """Width and height in square pixels; the picture is stretched, never squeezed."""
@@ -157,7 +164,10 @@ def orientation(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
     A point (x, y) is shown at (a·x + c·y, b·x + d·y), y down (libavutil/display.h).
     """
-    data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # a kind of side data that PyAV has no name for, such as EXIF
+        return UPRIGHT
     if data is None:
         return UPRIGHT
     m = np.frombuffer(bytes(data), np.int32).astype(np.int64)

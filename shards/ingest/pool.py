@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -63,4 +64,5 @@ def _job(item: Item, out: Path, settings: IngestSettings) -> dict[str, Any]:
     a = item.annotation
     whole = a is not None and (a.label is not None or bool(a.marks))
     marks = dict(a.marks) if a else {}
-    return job(item.path, out, settings, kind="clips", whole=whole, marks=marks)
+    frames = asdict(item.frames) if item.frames else None
+    return job(item.path, out, settings, kind="clips", whole=whole, marks=marks, frames=frames)

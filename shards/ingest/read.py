@@ -45,6 +45,8 @@ class Picture:
     """One decoded frame."""
 
     number: int
+    at: int
+    """What annotations count: its number in a video, its instant in a folder of pictures."""
     time: float | None
     """Seconds on the file's clock."""
     run: int | None
@@ -140,6 +142,11 @@ class Video:
         return self._stream.frames
 
     @property
+    def lost(self) -> str | None:
+        """Of a video the runs tell what was lost."""
+        return None
+
+    @property
     def damage_events(self) -> int:
         """Decoding errors met so far."""
         return self._soundness.events
@@ -148,7 +155,7 @@ class Video:
         """All frames in the order of display, damaged ones included and marked."""
         frames = Deinterlacer().run(self._decoded())
         for number, (frame, (time, run)) in enumerate(frames):
-            yield Picture(number, time, run, frame, self._canvas)
+            yield Picture(number, number, time, run, frame, self._canvas)
 
     def _decoded(self) -> Iterator[tuple[av.VideoFrame, tuple[float | None, int | None]]]:
         for packet in self._packets():

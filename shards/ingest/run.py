@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.ingest.annotations import read_annotations
-from shards.ingest.inputs import InputError, Item, Refused, scan
+from shards.ingest.inputs import Collected, InputError, Item, Refused, scan
 from shards.ingest.pack import Packer, write_rejected
 from shards.ingest.pool import outcomes
 from shards.ingest.publish import publish, written_aside
@@ -60,6 +60,7 @@ def ingest(
     out: str | Path,
     *,
     annotations: str | Path | None = None,
+    collected: Collected | None = None,
     settings: IngestSettings | None = None,
     holdout: Mapping[str, float] | None = None,
     jobs: int | None = None,
@@ -71,6 +72,9 @@ def ingest(
 ) -> Summary:
     """Writes the shard folder `out` from the videos of a folder (or from one video file).
 
+    With `annotations` those that a table lists, with `collected` those that a data set's adapter
+    found (`shards.datasets`): no other file of the folder is looked at.
+
     `progress(done, total, rejected)` is called before the first and after every video. Raises
     InputError for what is wrong with the request, IngestError if more than `max_rejected_share` of
     the videos was rejected or nothing was usable (why then lies in `<out>.rejected.csv`), OSError
@@ -78,7 +82,7 @@ def ingest(
     """
     settings = settings or IngestSettings()
     videos, out = Path(videos), Path(out)
-    items, refused, notes = _items(videos, annotations, holdout or {})
+    items, refused, notes = _items(videos, annotations, collected, holdout or {})
     with written_aside(out, overwrite=overwrite, expected=_expected(items)) as folder:
         writer = ShardsWriter(folder, samples=shard_samples, max_bytes=shard_bytes)
         packer = Packer(writer, settings)
@@ -140,12 +144,17 @@ def _summary(
 
 
 def _items(
-    videos: Path, annotations: str | Path | None, holdout: Mapping[str, float]
+    videos: Path,
+    annotations: str | Path | None,
+    collected: Collected | None,
+    holdout: Mapping[str, float],
 ) -> tuple[list[Item], list[Refused], list[str]]:
     """Videos in the order of their keys, refused rows, and notes for the user."""
     refused: list[Refused] = []
     notes: list[str] = []
-    if annotations is None:
+    if collected is not None:
+        items, refused, notes = collected.items, list(collected.refused), list(collected.notes)
+    elif annotations is None:
         items, ignored = scan(videos)
         notes += [f"{ignored} files beside the videos were ignored"] * bool(ignored)
     else:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 DetectorName = Literal["haar", "none"]
+Crop = Literal["track", "onset"]
 
 
 class Rejected(ValueError):
@@ -32,6 +33,9 @@ class IngestSettings:
     """Pixels a side of the stored square picture; even."""
     detector: DetectorName = "haar"
     """Name in `detect.DETECTORS`, or "none" for data that is already cropped (centre square)."""
+    crop: Crop = "track"
+    """What decides a clip's one crop: the face's whole way, or its place in the onset frame (the
+    first one where no onset is annotated), as is usual for micro-expressions."""
     margin: float = 0.25
     """Added around the face on each side, as a share of the face's width."""
     min_face: int = 24
@@ -59,6 +63,8 @@ class IngestSettings:
         if self.detector not in get_args(DetectorName):
             known = ", ".join(get_args(DetectorName))
             raise ValueError(f"detector {self.detector!r} is unknown; take one of {known}")
+        if self.crop not in get_args(Crop):
+            raise ValueError(f"crop {self.crop!r} is unknown; take {' or '.join(get_args(Crop))}")
         if self.size < 16 or self.size % 2:
             raise ValueError(f"size is {self.size}; take an even number of pixels, at least 16")
         for name in ("clip_seconds", "max_seconds", "timeout", "memory_limit_gib"):

@@ -18,7 +18,9 @@ import numpy as np
 from shards.ingest import clips
 from shards.ingest.encode import ClipWriter
 from shards.ingest.isolate import FRAMES, RESULT
+from shards.ingest.numbering import FrameFolder
 from shards.ingest.settings import IngestSettings, Rejected
+from shards.ingest.survey import Source, Survey, survey
 from shards.ingest.write import room_for
 
 BYTES_A_SECOND = 1 << 20
@@ -51,12 +53,14 @@ def _too_large(settings: IngestSettings) -> tuple[str, str]:
 
 
 def _clips(job: dict[str, Any], out: Path, settings: IngestSettings) -> dict[str, Any]:
-    source = Path(job["source"])
-    seen = clips.survey(source, settings)
+    frames = job["frames"]
+    source = Source(Path(job["source"]), FrameFolder(**frames) if frames else None)
+    onset = job["whole"] and settings.crop == "onset"
+    seen = survey(source, settings, onset=job["marks"].get("onset") or 0 if onset else None)
     skipped: list[clips.Skipped] = []
     if job["whole"]:
         plans = [clips.plan_whole(seen, settings)]
-        marks = _marks(plans[0], job["marks"])
+        marks = _marks(seen, plans[0], job["marks"])
     else:
         plans, skipped = clips.plan(seen, settings)
         marks = {}
@@ -81,12 +85,22 @@ def _facts(plan: clips.Plan) -> dict[str, Any]:
     }
 
 
-def _marks(plan: clips.Plan, marks: dict[str, int | None]) -> dict[str, int | None]:
-    """Frame numbers of the source as those of the clip; Rejected where one was lost."""
+def _marks(seen: Survey, plan: clips.Plan, marks: dict[str, int | None]) -> dict[str, int | None]:
+    """Annotated frames as those of the clip; Rejected where one was lost."""
     found: dict[str, int | None] = {}
     for name, frame in marks.items():
-        found[name] = None if frame is None else plan.cut.position(frame)
-        if frame is not None and found[name] is None:
+        found[name] = None
+        if frame is None:
+            continue
+        number = int(np.searchsorted(seen.at, frame))
+        if number < len(seen.at) and seen.at[number] == frame:
+            found[name] = plan.cut.position(number)
+        elif seen.lost:
+            raise Rejected(
+                f"{name} is frame {frame} of the clip, whose picture is missing or broken",
+                "copy the folder again from its source",
+            )
+        if found[name] is None:
             last = plan.cut.span.stop - 1
             raise Rejected(
                 f"{name} is frame {frame}, the usable part is {plan.cut.span.start} to {last}",
@@ -95,7 +109,7 @@ def _marks(plan: clips.Plan, marks: dict[str, int | None]) -> dict[str, int | No
     return found
 
 
-def _encode(source: Path, plans: list[clips.Plan], settings: IngestSettings, out: Path) -> None:
+def _encode(source: Source, plans: list[clips.Plan], settings: IngestSettings, out: Path) -> None:
     current, writer = -1, None
     with ExitStack() as stack:
         for number, rgb in clips.pictures(source, plans, settings):
@@ -116,7 +130,7 @@ def _writer(path: Path, rate: Fraction, settings: IngestSettings) -> ClipWriter:
 
 
 def _save_frames(
-    source: Path, plans: list[clips.Plan], settings: IngestSettings, out: Path
+    source: Source, plans: list[clips.Plan], settings: IngestSettings, out: Path
 ) -> None:
     shape = (len(plans[0].cut.frames), settings.size, settings.size, 3)
     with room_for(out, int(np.prod(shape))):

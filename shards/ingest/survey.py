@@ -1,0 +1,169 @@
+"""The first pass over a video: its times, its damage, and the faces seen in it.
+
+Runs inside the disposable process. Knows neither clips nor shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from shards.ingest import faces, timing
+from shards.ingest.detect import SURE, Detector, Follower, detector, turn_of
+from shards.ingest.folder import PictureFolder, open_source
+from shards.ingest.numbering import FrameFolder
+from shards.ingest.read import Picture, Video
+from shards.ingest.settings import IngestSettings, Rejected
+
+LOOKS_PER_SECOND = 6
+SLOWEST_LOOK = 8
+"""At most every eighth frame is skipped to: a clip of 200 frames a second may last 0.2 s."""
+DOUBTFUL = 8
+"""Looks from which it is judged whether the video lies on its side."""
+ONSET_TRIES = 5
+"""Frames from the onset on in which a face is looked for where the onset decides the crop."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video file, or with `frames` a folder of pictures."""
+
+    path: Path
+    frames: FrameFolder | None = None
+
+    def open(self, settings: IngestSettings) -> Video | PictureFolder:
+        return open_source(self.path, self.frames, max_side=settings.max_side)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the first pass learned about a video of n frames."""
+
+    rate: Fraction
+    seconds: np.ndarray
+    """float64 [n], increasing from 0."""
+    runs: np.ndarray
+    """int64 [n]: frames of one run follow each other soundly; -1 marks damage."""
+    at: np.ndarray
+    """int64 [n], increasing: what annotations call each frame."""
+    sightings: list[faces.Sighting]
+    height: int
+    width: int
+    turn: int
+    """Quarter turns, counter-clockwise, by which the file's own orientation is wrong."""
+    expected: int
+    """Frames that the file declares, or were decoded if more."""
+    breaks: int
+    lost: str | None
+    """What of a folder of pictures is missing, in words."""
+    onset: int | None
+    """The annotated frame whose face alone decides the crop; None: the whole track does."""
+
+
+class _Onlooker:
+    """Which pictures are looked at, and what is seen in them."""
+
+    def __init__(self, detect: Detector | None, *, every: int, onset: int | None) -> None:
+        self._detect, self._every, self._onset = detect, every, onset
+        self._follow = Follower(detect) if detect else None
+        self._tries = ONSET_TRIES
+
+    def wants(self, picture: Picture) -> bool:
+        if self._detect is None or picture.run is None:
+            return False
+        if self._onset is None:
+            return picture.number % self._every == 0
+        return picture.at >= self._onset and self._tries > 0
+
+    def look(self, rgb: np.ndarray) -> np.ndarray:
+        assert self._detect and self._follow
+        if self._onset is None:
+            return self._follow(rgb)
+        boxes = self._detect(rgb)
+        self._tries = 0 if len(boxes) else self._tries - 1
+        return boxes
+
+
+def survey(source: Source, settings: IngestSettings, *, onset: int | None = None) -> Survey:
+    """The first pass. Raises Rejected where nothing can be decoded.
+
+    With `onset`, a frame as annotations count it, faces are looked for from there on until one is
+    found: it is what decides the crop.
+    """
+    detect = detector(settings.detector)
+    seen, doubtful = _look_through(source, settings, detect, turn=0, onset=onset)
+    if detect and onset is None and len(doubtful) > 0.6 * len(seen.sightings[:DOUBTFUL]):
+        turn = turn_of(doubtful, detect)
+        if turn:
+            seen, _ = _look_through(source, settings, detect, turn=turn, onset=onset)
+    return seen
+
+
+def _look_through(
+    source: Source,
+    settings: IngestSettings,
+    detect: Detector | None,
+    *,
+    turn: int,
+    onset: int | None,
+) -> tuple[Survey, list[np.ndarray]]:
+    """What is seen with the pictures turned, and the first pictures without a sure face."""
+    met: list[tuple[float | None, int, int]] = []
+    sightings: list[faces.Sighting] = []
+    doubtful: list[np.ndarray] = []
+    height = width = 0
+    with source.open(settings) as video:
+        onlooker = _Onlooker(detect, every=_look_every(video), onset=onset)
+        for picture in video.pictures():
+            met.append((picture.time, picture.at, -1 if picture.run is None else picture.run))
+            wanted = onlooker.wants(picture)
+            if picture.number and not wanted:
+                continue
+            rgb = np.ascontiguousarray(np.rot90(picture.rgb(), turn))
+            height, width = rgb.shape[:2]
+            if wanted:
+                boxes = onlooker.look(rgb)
+                sightings.append(faces.Sighting(picture.number, boxes))
+                if len(sightings) <= DOUBTFUL and not (boxes[:, 4] >= SURE).any():
+                    doubtful.append(rgb)
+        return _summed(video, met, sightings, (height, width, turn), onset), doubtful
+
+
+def _summed(
+    video: Video | PictureFolder,
+    met: Sequence[tuple[float | None, int, int]],
+    sightings: list[faces.Sighting],
+    shape: tuple[int, int, int],
+    onset: int | None,
+) -> Survey:
+    """Of an open video; `met`: time, number in annotations and run of every frame."""
+    events = video.damage_events
+    if not met:
+        raise Rejected(
+            "no frame can be decoded",
+            "copy it again from its source" if events else "convert it to H.264 with ffmpeg",
+        )
+    times, at, runs = ([m[i] for m in met] for i in range(3))
+    rate = timing.frame_rate(times, video.declared_rates)
+    seconds, breaks = timing.continuous(times, rate)
+    return Survey(
+        rate,
+        seconds,
+        np.array(runs),
+        np.array(at),
+        sightings,
+        *shape,
+        expected=max(video.declared_frames if events else 0, len(met)),
+        breaks=breaks,
+        lost=video.lost,
+        onset=onset,
+    )
+
+
+def _look_every(video: Video | PictureFolder) -> int:
+    rate = timing.frame_rate([], video.declared_rates)
+    return min(max(1, round(rate / LOOKS_PER_SECOND)), SLOWEST_LOOK)
