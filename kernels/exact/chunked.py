@@ -1,9 +1,9 @@
 """The passes of exact MiRA attention in plain PyTorch, by blocks of queries.
 
-Owns the path of `sdpa` on any device but the CPU, float64 included: four passes that recompute the
-attention map tile by tile, so that nothing of B·H·N·N elements ever exists, forward or backward. It
-knows no autograd and no frames: a frame's weight reaches it as one number a key. `fused.py` (CPU)
-and `kernel.py` (Triton) offer the same four functions.
+Owns the path `sdpa`, on the CPU and wherever Triton is not, float64 included: four passes that
+recompute the attention map tile by tile, so that nothing of B·H·N·N elements ever exists, forward
+or backward. It knows no autograd and no frames: a frame's weight reaches it as one number a key.
+`kernel.py` offers the same four functions.
 
 With A = exp(scale · q·k − lse), α the weight of a key, ε = floor and η = residual_mix:
 
@@ -154,8 +154,8 @@ def scores_backward(
     floor: float,
     residual_mix: float,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dQ and dK [B, H, N, D], in q's dtype, and what dV still lacks: an empty tensor, nothing.
+) -> tuple[Tensor, Tensor]:
+    """dQ and dK [B, H, N, D], in q's dtype.
 
     Args:
         along, delta: D' and δ of `values_backward`.
@@ -177,7 +177,7 @@ def scores_backward(
         torch.bmm(left[heads, rows], right[heads].mT, out=second).mul_(tile)
         dq[heads, rows] = torch.bmm(second, raw_k[heads])
         dk[heads].baddbmm_(second.mT, raw_q[heads, rows])
-    return _like(dq * scale, q), _like(dk * scale, q), q.new_empty(0)
+    return _like(dq * scale, q), _like(dk * scale, q)
 
 
 def _tiles(queries: Tensor, *, count: int = 1) -> Iterator[tuple]:

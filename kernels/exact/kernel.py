@@ -255,8 +255,8 @@ def scores_backward(
     floor: float,
     residual_mix: float,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dQ, dK and nothing; see `chunked.scores_backward`."""
+) -> tuple[Tensor, Tensor]:
+    """dQ and dK; see `chunked.scores_backward`."""
     q, k, v, grad = (rows_of(x) for x in (q, k, v, grad))
     vectors = [x.contiguous() for x in (lse, norm, weight, mass_grad, along, delta)]
     whole, dq, dk = torch.empty_like(vectors[-1]), heads_last(q), heads_last(q)
@@ -273,7 +273,7 @@ def scores_backward(
                 q, k, v, grad, *vectors[:-1], whole, dk, *strides(q, k, v, grad, dk), *factors,
                 *sizes, **common,
             )  # fmt: skip
-    return dq, dk, q.new_empty(0)
+    return dq, dk
 
 
 def _launch(kernel: Kernel, q: Tensor) -> tuple[tuple[int], tuple[int, int], dict]:

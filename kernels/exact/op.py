@@ -2,7 +2,7 @@
 
 Owns validation, the registration of the passes as PyTorch operators (so that torch.compile,
 autograd and checkpointing see through them), their order and the table of backends. The passes
-themselves are `fused.py` (CPU), `chunked.py` and `kernel.py`, modules with the same four functions.
+themselves are `chunked.py` and `kernel.py`, two modules with the same four functions.
 
 Forward: plain attention and column mass, without autograd; frame weights in plain PyTorch, between
 operators, where a moving average may do what it likes (reduce over ranks); one operator that mixes.
@@ -166,7 +166,7 @@ def exact_values_backward(
     scale: float,
     passes: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dV, dL/dα of every key, and two tensors for `exact_scores_backward` of the same passes."""
+    """dV, dL/dα of every key, D' and δ; see `chunked.values_backward`."""
     return _run(
         passes, "values_backward", grad, q, k, v, out, reweighted, lse, norm, weight,
         floor=floor, residual_mix=residual_mix, scale=scale,
@@ -182,17 +182,17 @@ def exact_scores_backward(
     lse: Tensor,
     norm: Tensor,
     weight: Tensor,
-    first: Tensor,
-    second: Tensor,
+    along: Tensor,
+    delta: Tensor,
     mass_grad: Tensor,
     floor: float,
     residual_mix: float,
     scale: float,
     passes: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dQ, dK and what dV still lacks; see `chunked.scores_backward`."""
+) -> tuple[Tensor, Tensor]:
+    """dQ and dK; see `chunked.scores_backward`."""
     return _run(
-        passes, "scores_backward", grad, q, k, v, lse, norm, weight, first, second, mass_grad,
+        passes, "scores_backward", grad, q, k, v, lse, norm, weight, along, delta, mass_grad,
         floor=floor, residual_mix=residual_mix, scale=scale,
     )  # fmt: skip
 
@@ -210,14 +210,12 @@ def _(q, k, v, plain, lse, alpha, mass, average, pooled, constants, scale, passe
 
 @exact_values_backward.register_fake
 def _(grad, q, k, v, out, reweighted, lse, norm, weight, floor, residual_mix, scale, passes):
-    shape = (*q.shape[:3], q.shape[3] + 1) if _is_fused(passes, q) else q.shape[:3]
-    first, second = (lse.new_empty(shape) for _ in range(2))
-    return heads_last(q), torch.empty_like(weight), first, second
+    return heads_last(q), torch.empty_like(weight), _vector(q), _vector(q)
 
 
 @exact_scores_backward.register_fake
 def _(
-    grad, q, k, v, lse, norm, weight, first, second, mass_grad, floor, residual_mix, scale, passes
+    grad, q, k, v, lse, norm, weight, along, delta, mass_grad, floor, residual_mix, scale, passes
 ):
     return heads_last(q), heads_last(q)
 
@@ -235,16 +233,16 @@ def _backward(ctx, grad, *_):
     constants, frames = MiraConstants(*values), alpha.shape[1]
     weight = _per_key(alpha, q)
     common = (constants.floor, constants.residual_mix, scale, passes)
-    dv, per_key, first, second = exact_values_backward(
+    dv, per_key, along, delta = exact_values_backward(
         grad, q, k, v, out, reweighted, lse, norm, weight, *common
     )
     alpha_grad = per_key.unflatten(1, (frames, -1)).sum(2)
     mass_grad = mass_gradient(alpha_grad, mass, average, frames, constants, pooled=pooled)
     mass_grad = mass_grad / q.shape[1]
-    dq, dk, rest = exact_scores_backward(
-        grad, q, k, v, lse, norm, weight, first, second, mass_grad, *common
+    dq, dk = exact_scores_backward(
+        grad, q, k, v, lse, norm, weight, along, delta, mass_grad, *common
     )
-    return dq, dk, dv + rest if rest.numel() else dv, *[None] * 9
+    return dq, dk, dv, *[None] * 9
 
 
 exact_mix.register_autograd(_backward, setup_context=_save)
@@ -300,16 +298,10 @@ def _run(passes: str, name: str, *arguments: Any, **options: Any) -> Any:
     """One of the four passes; their inputs are cast already, so autocast must not cast again."""
     if passes == "triton":
         from kernels.exact import kernel as module
-    elif _is_fused(passes, arguments[0]):
-        from kernels.exact import fused as module
     else:
         from kernels.exact import chunked as module
     with torch.autocast(arguments[0].device.type, enabled=False):
         return getattr(module, name)(*arguments, **options)
-
-
-def _is_fused(passes: str, x: Tensor) -> bool:
-    return passes == "sdpa" and x.device.type == "cpu"
 
 
 def _vector(q: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kernels.exact import chunked, exact_attention, exact_attention_with_importance, op
+from kernels.exact import chunked, exact_attention, exact_attention_with_importance
 from kernels.exact.op import BACKENDS
 from kernels.exact.weights import frame_weights
 from kernels.flashlite import flashlite_attention
@@ -62,16 +62,9 @@ def everything(tensors, shape, *, dtype=None, **options):
     return out, importance, *torch.autograd.grad(out, leaves, grad)
 
 
-@pytest.fixture(params=["fused", "blocks"])
-def passes(request, monkeypatch):
-    """Both forms of the backend `sdpa`: the CPU's and every other device's."""
-    if request.param == "blocks":
-        monkeypatch.setattr(op, "_is_fused", lambda passes, x: False)
-
-
 @pytest.mark.parametrize("statistics", ALL)
 @pytest.mark.parametrize("shape", SMALL)
-def test_sdpa_gives_the_reference_and_its_gradients(shape, statistics, passes, monkeypatch):
+def test_sdpa_gives_the_reference_and_its_gradients(shape, statistics, monkeypatch):
     n = shape[2] * shape[3]
     monkeypatch.setattr(chunked, "TILE", n * (n // 3 + 1))  # several blocks of queries and heads
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -95,7 +88,7 @@ def projected(golden, case):
 
 
 @pytest.mark.parametrize("name", names("attention_exact"))
-def test_sdpa_reproduces_the_published_code(name, passes):
+def test_sdpa_reproduces_the_published_code(name):
     case, golden = load(name)
     leaves, qkv = projected(golden, case)
     buffer = golden["ema_before"].double()
@@ -135,7 +128,7 @@ def rounded(tensors, shape, dtype, **options):
         importance = turned[1].flip(1) if axis == 2 else turned[1]
         runs.append((turned[0].flip(axis), importance, *(x.flip(axis) for x in turned[2:])))
     worst = [
-        max(candidates, key=lambda x, truth=truth: float((x.detach().double() - truth).norm()))
+        max(candidates, key=lambda x, truth=truth: float((x - truth).detach().norm()))
         for truth, *candidates in zip(exact, *runs, strict=True)
     ]
     return exact, worst
@@ -173,7 +166,7 @@ def test_triton_gradients_go_through_all_statistics(statistics, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("statistics", ALL)
-def test_sdpa_in_low_precision_is_as_good_as_plain_pytorch(dtype, statistics, passes):
+def test_sdpa_in_low_precision_is_as_good_as_plain_pytorch(dtype, statistics):
     check_low_precision((2, 2, 4, 12, 32), dtype, statistics, PUBLISHED, "sdpa", "cpu")
 
 
@@ -284,7 +277,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_no_map_of_n_by_n_exists_forward_or_backward(passes):
+def test_no_map_of_n_by_n_exists_forward_or_backward():
     b, h, f, p, d = shape = (1, 4, 8, 130, 8)
     n = f * p
     q, k, v, grad = inputs(shape, torch.float32)
@@ -346,7 +339,7 @@ def test_one_token_a_frame_has_no_gradient_through_its_concentration():
     assert not torch.autograd.grad(alpha[0, 0], mass)[0].any()
 
 
-def test_autocast_casts_what_the_operators_cannot(passes):
+def test_autocast_casts_what_the_operators_cannot():
     q, k, v, _ = inputs((1, 2, 2, 5, 8), torch.float32)
     options = {"frames": 2, "constants": PUBLISHED, "statistics": "instance", "backend": "sdpa"}
     with torch.autocast("cpu", torch.bfloat16):
