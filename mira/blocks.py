@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from kernels.backends import BackendName
 from kernels.exact import MovingAverage
+from kernels.exact.weights import kept
 from kernels.marginals import MiraConstants, Statistics, statistics_dtype
 from mira.cores import AttentionName, How, attention_share, core
 from mira.tubelets import Grid, tubelets
@@ -125,7 +126,7 @@ class Attention(nn.Module):
         if self._replayed is not None:
             return self._replayed
         self._update(mean)
-        return self.c_buf.clone()
+        return kept(self.c_buf)
 
     def _update(self, mean: Tensor) -> None:
         """Move the average towards the mean over ranks, so that every rank holds the same."""

@@ -173,36 +173,3 @@ def test_without_triton_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(op, "HAS_TRITON", False)
     with pytest.raises(RuntimeError, match="pip install triton"):
         flashlite_attention(Q, Q, Q, None, backend="triton")
-
-
-TRAINED = [("sdpa", torch.float32)]
-TRAINED += [("triton", torch.float32), ("triton", torch.bfloat16)] if NATIVE else []
-
-
-@pytest.mark.parametrize("backend, dtype", TRAINED, ids=str)  # Triton: minutes if interpreted
-def test_a_small_model_trains_as_with_the_reference(backend, dtype, device):
-    """Errors that a single call hides would add up over 200 steps (60 on a CPU)."""
-    found, expected = (torch.tensor(train(name, dtype, device)) for name in (backend, "reference"))
-    assert expected[-1] < 0.7 * expected[0]  # it does learn
-    assert ((found - expected).abs() < 0.05 * expected[0]).all()
-
-
-def train(backend, dtype, device):
-    torch.manual_seed(1)
-    clips, n = (8, 160) if NATIVE else (2, 40)
-    x = torch.randn(clips, n, 64, device=device)
-    target = torch.roll(x, 1, dims=1).tanh()
-    qkv, out = torch.nn.Linear(64, 192).to(device), torch.nn.Linear(64, 64).to(device)
-    place = torch.nn.Parameter(torch.randn(n, 64, device=device))
-    optimizer = torch.optim.AdamW([*qkv.parameters(), *out.parameters(), place], lr=1e-2)
-    losses = []
-    for _ in range(200 if NATIVE else 60):
-        q, k, v = qkv(x + place).to(dtype).unflatten(2, (3, 2, 32)).permute(2, 0, 3, 1, 4)
-        key_bias = key_energy(k, backend=backend).log()
-        mixed = flashlite_attention(q, k, v, key_bias, backend=backend)
-        loss = (out(mixed.transpose(1, 2).flatten(2).float()) - target).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses

@@ -261,3 +261,23 @@ def test_the_backend_says_nothing_about_what_a_network_is():
     assert config.identity() != EncoderConfig(dim=384, heads=6).identity()
     with pytest.raises(ValueError, match="backend='cuda' does not exist; choose one of triton"):
         EncoderConfig(backend="cuda")
+
+
+@pytest.mark.parametrize("name", ["mira_exact", "mira_flashlite"])
+def test_compiled_moving_average_gives_the_same_gradients_and_buffer(name):
+    """A compiler that made the average anew in the backward would use the buffer after it moved."""
+    torch.manual_seed(0)
+    x, grad = torch.randn(2, 20, 24), torch.randn(2, 20, 24)
+    constants = mira.MiraConstants(alpha_min=0.01, alpha_max=100.0)
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        module = Attention(
+            24, 3, attention=name, frames=4, statistics="batch_ema", constants=constants
+        )
+        module.c_buf.copy_(torch.tensor([[0.7, 0.1, 0.1, 0.1]]))
+        run = torch.compile(module, fullgraph=True) if compiled else module
+        (run(x) * grad).sum().backward()
+        found.append([module.qkv.weight.grad, module.c_buf.clone()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
