@@ -10,7 +10,6 @@ The gradient belongs to the last: it goes back through the weights to the mass, 
 """
 
 import importlib.util
-import math
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,7 @@ from kernels.exact.weights import (
 )
 from kernels.flashlite import flashlite_attention
 from kernels.flashlite.layout import heads_last
+from kernels.inputs import prepared
 from kernels.marginals import POOLS, MiraConstants, statistics_dtype
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -75,15 +75,17 @@ def exact_attention(
             backend.
         RuntimeError: the backend cannot run here; says why and what to do.
     """
-    _check_arguments(q, frames, statistics, dropout_p)
-    q, k, v, factor = _prepared(q, k, v, scale)
-    chosen = pick("exact_attention", BACKENDS, backend, q)
-    if not _reweights(constants):
-        if callable(statistics):  # the average moves whether or not it has an effect
-            _importance(q, k, v, frames, constants, statistics, factor, backend)
-        return flashlite_attention(q, k, v, None, scale=factor, backend=backend)
-    arguments = {"frames": frames, "constants": constants, "statistics": statistics}
-    return chosen.run(q, k, v, **arguments, scale=factor)[0]
+    return exact_attention_with_importance(
+        q,
+        k,
+        v,
+        frames=frames,
+        constants=constants,
+        statistics=statistics,
+        scale=scale,
+        backend=backend,
+        dropout_p=dropout_p,
+    )[0]
 
 
 def exact_attention_with_importance(
@@ -104,8 +106,8 @@ def exact_attention_with_importance(
         out [B, H, N, D] in v's dtype; π [B, F], or [1, F] unless statistics is `instance`, sums
         to 1, detached.
     """
-    _check_arguments(q, frames, statistics, dropout_p)
-    q, k, v, factor = _prepared(q, k, v, scale)
+    q, k, v, factor = prepared(q, k, v, scale=scale, dropout_p=dropout_p)
+    _check_frames(q.shape[2], frames, statistics)
     chosen = pick("exact_attention", BACKENDS, backend, q)
     if not _reweights(constants):
         importance = _importance(q, k, v, frames, constants, statistics, factor, backend)
@@ -337,17 +339,7 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def _check_arguments(
-    q: Tensor, frames: int, statistics: str | MovingAverage, dropout_p: float
-) -> None:
-    if dropout_p != 0.0:
-        raise ValueError(
-            f"dropout_p must be 0, not {dropout_p}: fused attention has no dropout; drop the "
-            "values' projection or whole paths instead"
-        )
-    if q.ndim != 4 or not q.is_floating_point():
-        raise ValueError(f"q must be [B, H, N, D] of floating point, not {_describe(q)}")
-    n = q.shape[2]
+def _check_frames(n: int, frames: int, statistics: str | MovingAverage) -> None:
     if frames < 1 or n < 1 or n % frames:
         raise ValueError(
             f"{n} tokens do not divide into {frames} frames; every frame needs as many, at least 1"
@@ -357,25 +349,3 @@ def _check_arguments(
             f"statistics {statistics!r} does not exist here; choose one of {', '.join(POOLS)}, or "
             "give the moving average of batch_ema as a function"
         )
-
-
-def _prepared(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """The inputs as the operators take them, which know nothing of autocast."""
-    kind = q.device.type
-    if torch.is_autocast_enabled(kind) and q.dtype != torch.float64:
-        q, k, v = (x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
-    for name, x in (("k", k), ("v", v)):
-        if x.shape != q.shape or x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(
-                f"{name} must have q's shape, dtype and device, {_describe(q)}, not {_describe(x)}"
-            )
-    factor = q.shape[3] ** -0.5 if scale is None else float(scale)
-    if not math.isfinite(factor):
-        raise ValueError(f"scale must be finite, not {factor}")
-    return q, k, v, factor
-
-
-def _describe(x: Tensor) -> str:
-    return f"{tuple(x.shape)} {x.dtype} on {x.device}"

@@ -6,7 +6,6 @@ neither frames nor where a bias comes from.
 """
 
 import importlib.util
-import math
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.nn import functional
 from kernels.backends import Backend, BackendName, anywhere, pick
 from kernels.flashlite import reference
 from kernels.flashlite.layout import heads_last
+from kernels.inputs import check_heads, describe, prepared
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -51,16 +51,7 @@ def flashlite_attention(
         ValueError: shapes, dtypes or devices that do not fit, dropout, or an unknown backend.
         RuntimeError: the backend cannot run here; says why and what to do.
     """
-    if dropout_p != 0.0:
-        raise ValueError(
-            f"dropout_p must be 0, not {dropout_p}: fused attention has no dropout; drop the "
-            "values' projection or whole paths instead"
-        )
-    q, k, v = _autocast(q, k, v)
-    _check_heads(q, k, v)
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, not {scale}")
-    factor = q.shape[3] ** -0.5 if scale is None else float(scale)
+    q, k, v, factor = prepared(q, k, v, scale=scale, dropout_p=dropout_p)
     if key_bias is not None:
         _check_bias(key_bias, q)
         key_bias = key_bias.detach()
@@ -81,8 +72,7 @@ def key_energy(k: Tensor, *, backend: BackendName | None = None) -> Tensor:
         ValueError: k is not [B, H, N, D] of floating point, or the backend is unknown.
         RuntimeError: the backend cannot run here.
     """
-    if k.ndim != 4 or not k.is_floating_point():
-        raise ValueError(f"k must be [B, H, N, D] of floating point, not {_describe(k)}")
+    check_heads("k", k)
     return pick("key_energy", ENERGY_BACKENDS, backend, k).run(k.detach())
 
 
@@ -238,25 +228,6 @@ ENERGY_BACKENDS: dict[str, Backend] = {
 }
 
 
-def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What autocast does to SDPA; operators of ours are unknown to it. float64 is left alone."""
-    kind = q.device.type
-    if not torch.is_autocast_enabled(kind) or q.dtype == torch.float64:
-        return q, k, v
-    dtype = torch.get_autocast_dtype(kind)
-    return q.to(dtype), k.to(dtype), v.to(dtype)
-
-
-def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
-    if q.ndim != 4 or not q.is_floating_point():
-        raise ValueError(f"q must be [B, H, N, D] of floating point, not {_describe(q)}")
-    for name, x in (("k", k), ("v", v)):
-        if x.shape != q.shape or x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(
-                f"{name} must have q's shape, dtype and device, {_describe(q)}, not {_describe(x)}"
-            )
-
-
 def _check_bias(key_bias: Tensor, q: Tensor) -> None:
     b, h, n, _ = q.shape
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -264,9 +235,5 @@ def _check_bias(key_bias: Tensor, q: Tensor) -> None:
     if not fits or key_bias.dtype != dtype or key_bias.device != q.device:
         raise ValueError(
             f"key_bias must be [B, N] = {(b, n)} or [B, H, N] = {(b, h, n)}, {dtype}, on "
-            f"{q.device}, not {_describe(key_bias)}"
+            f"{q.device}, not {describe(key_bias)}"
         )
-
-
-def _describe(x: Tensor) -> str:
-    return f"{tuple(x.shape)} {x.dtype} on {x.device}"
