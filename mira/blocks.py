@@ -30,7 +30,8 @@ class Attention(nn.Module):
     With a framewise core it holds `c_buf` [1, F], the moving average of the frames' confidence
     (momentum 0.9, starts uniform). `statistics="batch_ema"` updates it in every training forward
     with the mean over the batch and over all ranks, then uses it. It stays float32 when the module
-    is cast to a half type: its updates are too small for one.
+    is cast to a half type: its updates are too small for one. A forward that is recomputed moves it
+    again unless it runs under `replaying`, as `EncoderConfig.checkpoint_blocks` does.
 
     Args:
         dim, heads: E and H.
@@ -136,13 +137,15 @@ class Attention(nn.Module):
                 mean = mean.contiguous()
                 distributed.all_reduce(mean)
                 mean = mean / world
-        self.c_buf.lerp_(mean.to(self.c_buf.dtype), 1 - EMA_MOMENTUM)
+        # A batch that is not finite is skipped by the loop; the average must survive it as well.
+        mean = torch.where(mean.isfinite().all(), mean.to(self.c_buf.dtype), self.c_buf)
+        self.c_buf.lerp_(mean, 1 - EMA_MOMENTUM)
 
     def _apply(self, fn, recurse=True):
-        kept = self.c_buf if self.core.framewise else None
+        before = self.c_buf if self.core.framewise else None
         super()._apply(fn, recurse)
-        if kept is not None and statistics_dtype(self.c_buf.dtype) != self.c_buf.dtype:
-            self.c_buf = kept.to(self.c_buf.device)
+        if before is not None and statistics_dtype(self.c_buf.dtype) != self.c_buf.dtype:
+            self.c_buf = before.to(self.c_buf.device)
         return self
 
 

@@ -39,14 +39,14 @@ class How:
         frames: F; divides N.
         statistics: `instance`, `batch`, or the moving average of `batch_ema` as a function.
         constants: see `MiraConstants`.
-        scale: factor on q·k.
+        scale: factor on q·k; None is D^-1/2.
         backend: see `kernels.backends.pick`; None is Triton on CUDA, SDPA elsewhere.
     """
 
     frames: int
     statistics: str | MovingAverage
     constants: MiraConstants
-    scale: float
+    scale: float | None
     backend: BackendName | None = None
 
 
@@ -168,8 +168,7 @@ def attention(
             f"{q.shape[2]} tokens do not divide into {frames} frames; every frame needs as many"
         )
     chosen = core(mode if mode == "sdpa" else f"mira_{mode}")
-    factor = q.shape[3] ** -0.5 if scale is None else scale
-    how = How(frames, statistics, constants or MiraConstants(), factor, backend)
+    how = How(frames, statistics, constants or MiraConstants(), scale, backend)
     return chosen.attend(q, k, v, how)[0]
 
 

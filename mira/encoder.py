@@ -272,14 +272,15 @@ def _block(config: EncoderConfig, index: int) -> Block:
 
 def _recomputed(run: Callable[[Tensor], Tensor], attention: Attention, tokens: Tensor) -> Tensor:
     """Checkpoint a block whose second run must see the moving average that its first run used."""
+    if attention.statistics != "batch_ema" or not attention.core.framewise:
+        return cast(Tensor, checkpoint(run, tokens, use_reentrant=False))  # compilers know this one
     averages: list[Tensor] = []
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), attention.replaying(averages)
 
     out = checkpoint(run, tokens, use_reentrant=False, context_fn=contexts)
-    if attention.core.framewise:
-        averages.append(attention.c_buf.clone())
+    averages.append(attention.c_buf.clone())
     return out
 
 

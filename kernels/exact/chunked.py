@@ -23,7 +23,9 @@ from torch import Tensor
 from kernels.marginals import statistics_dtype
 
 TILE = 1 << 20
-"""Elements of a tile for each thread: it should lie in that core's cache."""
+"""Elements of a tile for each thread, at most: it should lie in that core's cache."""
+TILES = 1 << 22
+"""Elements of all threads' tiles together: memory must not grow with the number of cores."""
 
 
 def plain_with_mass(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,14 +190,14 @@ def _tiles(queries: Tensor, *, count: int = 1) -> Iterator[tuple]:
     """
     pairs, n = queries.shape[:2]
     workers = torch.get_num_threads() if queries.device.type == "cpu" else 16
-    rows = max(1, min((n + 1) // 2, TILE // n))
-    group = max(1, min(pairs, workers * max(1, TILE // (rows * n))))
+    size = min(TILE, TILES // workers)
+    rows = max(1, min((n + 1) // 2, size // n))
+    group = max(1, min(pairs, workers * max(1, size // (rows * n))))
     memory = [queries.new_empty(group * rows * n) for _ in range(count)]
     for head in range(0, pairs, group):
         for row in range(0, n, rows):
             shape = (min(group, pairs - head), min(rows, n - row), n)
-            size = shape[0] * shape[1] * n
-            tiles = [flat[:size].view(shape) for flat in memory]
+            tiles = [flat[: shape[0] * shape[1] * n].view(shape) for flat in memory]
             yield slice(head, head + group), slice(row, row + rows), *tiles
 
 

@@ -27,7 +27,7 @@ from kernels.exact.weights import (
 )
 from kernels.flashlite import flashlite_attention
 from kernels.flashlite.layout import heads_last
-from kernels.inputs import prepared
+from kernels.inputs import check_heads, prepared
 from kernels.marginals import POOLS, MiraConstants, statistics_dtype
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -75,6 +75,10 @@ def exact_attention(
             backend.
         RuntimeError: the backend cannot run here; says why and what to do.
     """
+    if not _reweights(constants) and not callable(statistics):
+        # A moving average moves whether or not it has an effect; without one nothing is lost.
+        _check_frames(q, frames, statistics)
+        return flashlite_attention(q, k, v, None, scale=scale, backend=backend, dropout_p=dropout_p)
     return exact_attention_with_importance(
         q,
         k,
@@ -106,8 +110,8 @@ def exact_attention_with_importance(
         out [B, H, N, D] in v's dtype; π [B, F], or [1, F] unless statistics is `instance`, sums
         to 1, detached.
     """
+    _check_frames(q, frames, statistics)
     q, k, v, factor = prepared(q, k, v, scale=scale, dropout_p=dropout_p)
-    _check_frames(q.shape[2], frames, statistics)
     chosen = pick("exact_attention", BACKENDS, backend, q)
     if not _reweights(constants):
         importance = _importance(q, k, v, frames, constants, statistics, factor, backend)
@@ -339,7 +343,9 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def _check_frames(n: int, frames: int, statistics: str | MovingAverage) -> None:
+def _check_frames(q: Tensor, frames: int, statistics: str | MovingAverage) -> None:
+    check_heads("q", q)
+    n = q.shape[2]
     if frames < 1 or n < 1 or n % frames:
         raise ValueError(
             f"{n} tokens do not divide into {frames} frames; every frame needs as many, at least 1"

@@ -277,22 +277,44 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_no_map_of_n_by_n_exists_forward_or_backward():
-    b, h, f, p, d = shape = (1, 4, 8, 130, 8)
-    n = f * p
+PASSES = ("plain_with_mass", "mix", "values_backward", "scores_backward")
+
+
+def watched(run, largest):
+    """A pass with the dispatch mode on inside: an operator hides what it does from one outside."""
+
+    def inside(*args, **kwargs):
+        with largest:
+            return run(*args, **kwargs)
+
+    return inside
+
+
+@pytest.mark.parametrize("threads", [1, 2, 64])
+def test_no_map_of_n_by_n_exists_forward_or_backward(threads, monkeypatch):
+    b, h, f, p, d = shape = (2, 4, 8, 160, 8)
+    n, largest, saved = f * p, LargestTensor(), []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for name in PASSES:
+        monkeypatch.setattr(chunked, name, watched(getattr(chunked, name), largest))
     q, k, v, grad = inputs(shape, torch.float32)
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    saved = []
-    with LargestTensor() as largest:
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-            out = exact_attention(*leaves, frames=f, constants=PUBLISHED, statistics="instance",
-                                  backend="sdpa")  # fmt: skip
-        forward = largest.elements
-        out.backward(grad)
-    assert n * d < forward <= largest.elements < b * h * n * n
-    threads = torch.get_num_threads()
-    assert largest.elements <= max(threads * chunked.TILE, 4 * b * h * n * d)
+    options = {"frames": f, "constants": PUBLISHED, "statistics": "instance"}
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        out = exact_attention(*leaves, **options, backend="sdpa")
+    forward = largest.elements
+    out.backward(grad)
+    assert b * h * n * d < forward <= largest.elements <= chunked.TILES < b * h * n * n
     assert sum(x.numel() for x in saved) < 6 * b * h * n * d, "five tensors and some vectors"
+
+
+def test_the_memory_test_would_notice_a_map(monkeypatch):
+    largest = LargestTensor()
+    monkeypatch.setattr(chunked, "mix", watched(lambda *_, **__: torch.ones(8, 50, 50), largest))
+    with pytest.raises(Exception):  # noqa: B017 (whatever the operator says to a wrong result)
+        q, k, v, _ = inputs((2, 4, 5, 10, 8), torch.float32)
+        exact_attention(q, k, v, frames=5, constants=PUBLISHED, statistics="instance")
+    assert largest.elements == 8 * 50 * 50
 
 
 def test_a_tile_never_holds_all_queries_of_a_head(monkeypatch):

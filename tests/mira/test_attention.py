@@ -281,3 +281,26 @@ def test_compiled_moving_average_gives_the_same_gradients_and_buffer(name):
         found.append([module.qkv.weight.grad, module.c_buf.clone()])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["exact", "flashlite"])
+def test_it_compiles_with_shapes_that_change(mode):
+    run = torch.compile(
+        lambda q, k, v: mira.attention(q, k, v, frames=4, mode=mode),
+        fullgraph=True,
+        dynamic=True,
+        backend="aot_eager",
+    )
+    for n in (20, 24):
+        q, k, v = qkv(n=n, dtype=torch.float32)
+        torch.testing.assert_close(run(q, k, v), mira.attention(q, k, v, frames=4, mode=mode))
+
+
+def test_a_batch_that_is_not_finite_leaves_the_moving_average_alone():
+    module = Attention(24, 3, attention="mira_exact", frames=4, statistics="batch_ema")
+    module(torch.randn(2, 20, 24))
+    before = module.c_buf.clone()
+    module(torch.full((2, 20, 24), float("nan")))
+    assert torch.equal(module.c_buf, before)
+    module(torch.randn(2, 20, 24))
+    assert module.c_buf.isfinite().all() and not torch.equal(module.c_buf, before)

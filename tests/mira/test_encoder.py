@@ -235,3 +235,19 @@ def test_mira_imports_with_torch_numpy_and_safetensors_alone():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_an_encoder_that_recomputes_its_blocks_compiles():
+    config = EncoderConfig(
+        image_size=32, frames=4, dim=24, depth=2, heads=3, checkpoint_blocks=True,
+        attention="mira_flashlite",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    encoder, x = Encoder(config), torch.randn(2, 3, 4, 32, 32)
+    compiled = torch.compile(encoder, backend="aot_eager")
+    grads = []
+    for run in (encoder, compiled):
+        encoder.zero_grad()
+        run(x).square().mean().backward()
+        grads.append(encoder.patch_embed.proj.weight.grad.clone())
+    torch.testing.assert_close(*grads)
