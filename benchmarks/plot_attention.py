@@ -58,12 +58,17 @@ def newest(rows: Rows) -> dict[str, Found]:
 
 
 def drawn(cases: set[str]) -> list[Case]:
-    """One case for each number of tokens: 12 heads of 64, largest batch, bf16 on a GPU."""
+    """The cases of the picture: of the precision that reaches the most tokens, bf16 if both do."""
+    return max(
+        (largest_batches(cases, precision) for precision in ("bf16", "fp32")),
+        key=lambda found: found[-1].tokens if found else 0,
+    )
+
+
+def largest_batches(cases: set[str], precision: str) -> list[Case]:
+    """One case for each number of tokens: 12 heads of 64, the largest batch."""
     parsed = [case for case in map(parse, cases) if (case.heads, case.dim) == (12, 64)]
     best: dict[int, Case] = {}
-    fp32 = max((c.tokens for c in parsed if c.precision == "fp32"), default=0)
-    bf16 = max((c.tokens for c in parsed if c.precision == "bf16"), default=0)
-    precision = "bf16" if bf16 >= max(fp32, 1) else "fp32"
     for case in parsed:
         if case.precision == precision and case.batch >= getattr(best.get(case.tokens), "batch", 0):
             best[case.tokens] = case
@@ -137,7 +142,7 @@ def picture(rows: Rows, out: Path) -> None:
 
 
 def tables(rows: Rows) -> str:
-    """Markdown: a table a device with the cases of the picture."""
+    """Markdown: a table a device, fp32 and bf16."""
     devices = newest(rows)
     text = ""
     if not any(row["clock"] == "events" for row in rows):
@@ -150,7 +155,8 @@ def tables(rows: Rows) -> str:
         text += "; medians, × SDPA without bias in brackets:\n\n"
         text += "| case | | forward, ms | forward + backward, ms | peak memory, MiB |\n"
         text += "|---|---|---|---|---|\n"
-        for case in drawn({case for case, _, _ in found}):
+        measured = {case for case, _, _ in found}
+        for case in [c for p in ("fp32", "bf16") for c in largest_batches(measured, p)]:
             names = [name for c, name, way in found if c == str(case) and way == "forward"]
             for name in names:
                 text += f"| {case} | {name} | {cells(found, str(case), name)} |\n"

@@ -265,17 +265,25 @@ def test_five_documented_lines_give_a_plain_pytorch_vit_mira(monkeypatch, fast_p
     monkeypatch.setattr(nn.MultiheadAttention, "forward", nn.MultiheadAttention.forward)
     lines = documented("## With a plain PyTorch")
     assert len(lines.splitlines()) == 5
-    exec(lines, names_of_lines())
+    put_in(lines)
     assert relative_error(model(x), plain) > 1e-4
-    exec(lines.replace('"flashlite"', '"sdpa"'), names_of_lines())
+    with pytest.raises(AssertionError):
+        model(x, src_key_padding_mask=torch.zeros(2, 40, dtype=torch.bool))
+    put_in(lines.replace('"flashlite"', '"sdpa"'))
     assert relative_error(model(x), plain) < 1e-5
     if not training:
         with torch.no_grad():
             assert relative_error(model(x), plain) < 1e-5
 
 
-def names_of_lines():
-    return {"nn": nn, "F": functional, "attention": mira.attention}
+def attend_of(lines):
+    names = {"F": functional, "attention": mira.attention}
+    exec(lines, names)
+    return names["attend"]
+
+
+def put_in(lines):
+    nn.MultiheadAttention.forward = attend_of(lines)
 
 
 class Attention(nn.Module):
@@ -285,12 +293,13 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = 3
         self.qkv, self.proj = nn.Linear(24, 72), nn.Linear(24, 24)
+        self.q_norm, self.k_norm, self.attn_drop = nn.Identity(), nn.Identity(), nn.Dropout(0.0)
 
 
 def test_five_documented_lines_give_a_vit_with_timms_names_mira():
-    lines = documented("or of timm's")
+    lines = documented("For timm's")
     assert len(lines.splitlines()) == 5
-    exec(lines, names_of_lines() | {"Attention": Attention})
+    Attention.forward = attend_of(lines)
     x, module = torch.randn(2, 40, 24), Attention()
     qkv = module.qkv(x).view(2, 40, 3, 3, 8).permute(2, 0, 3, 1, 4)
     expected = mira.attention(*qkv, frames=8, mode="flashlite").transpose(1, 2).reshape(2, 40, 24)
