@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def prepared(
@@ -23,6 +24,7 @@ def prepared(
 
     Raises:
         ValueError: anything else; names the argument, what it is and what is expected.
+        NotImplementedError: forward-mode differentiation.
     """
     if dropout_p != 0.0:
         raise ValueError(
@@ -30,6 +32,7 @@ def prepared(
             "values' projection or whole paths instead"
         )
     check_heads("q", q)
+    _check_forward_mode(q, k, v)
     kind = q.device.type
     if torch.is_autocast_enabled(kind) and q.dtype != torch.float64:
         q, k, v = (x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
@@ -41,6 +44,16 @@ def prepared(
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale must be finite, not {scale}")
     return q, k, v, q.shape[3] ** -0.5 if scale is None else float(scale)
+
+
+def _check_forward_mode(*tensors: Tensor) -> None:
+    """Operators of ours have no forward-mode derivative; PyTorch would take it for zero."""
+    if forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(
+            "attention has no forward-mode derivative (torch.func.jvp); use reverse mode (vjp)"
+        )
 
 
 def check_heads(name: str, x: Tensor) -> None:

@@ -304,3 +304,10 @@ def test_a_batch_that_is_not_finite_leaves_the_moving_average_alone():
     assert torch.equal(module.c_buf, before)
     module(torch.randn(2, 20, 24))
     assert module.c_buf.isfinite().all() and not torch.equal(module.c_buf, before)
+
+
+@pytest.mark.parametrize("mode", ["exact", "flashlite"])
+def test_forward_mode_is_refused_rather_than_taken_for_zero(mode):
+    q, k, v = qkv()
+    with pytest.raises(NotImplementedError, match="use reverse mode"):
+        torch.func.jvp(lambda x: mira.attention(x, k, v, frames=4, mode=mode), (q,), (q,))
