@@ -27,6 +27,7 @@ from launch.job import attached, command, drive, write_json
 from launch.registry import fetch
 from launch.store import store_uri
 from launch.tracking import TrackingConfig
+from shards.cache import DEFAULT_GB
 from shards.ledger import Ledger
 from shards.stream import DataConfig, TooManyFailures, open_clips, open_collection
 from shards.workers import WorkerDied
@@ -39,7 +40,7 @@ class EvaluateConfig:
     model: str = ""
     """`models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder that fine-tuning wrote."""
     shards: tuple[str, ...] = ()
-    """Shard folders."""
+    """Shard folders: paths, or URLs."""
     split: str | None = "test"
     """The split that is measured; None takes every clip."""
     batch: int = 8
@@ -48,6 +49,10 @@ class EvaluateConfig:
     """Processes that decode, of each worker; 0 decodes in the worker itself."""
     max_failed_share: float = 0.01
     """The evaluation stops when more than this share of the clips cannot be read."""
+    cache: str | None = None
+    """Local folder for shards from a URL; None is ~/.cache/mira-video/shards."""
+    cache_gb: float = DEFAULT_GB
+    """Size it never exceeds."""
     cluster: ClusterConfig = field(
         default_factory=lambda: ClusterConfig(workers=0, output="runs/evaluate")
     )
@@ -93,21 +98,21 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Fetch the model, measure it, print the figures; returns the summary."""
-    config = absolute_paths(config, "shards", "cluster.output")
+    config = absolute_paths(config, "shards", "cache", "cluster.output")
     if not config.model:
         raise ValueError("model is empty: name one with --model models:/NAME@ALIAS or a folder")
-    check_shards(config)
+    inputs = check_shards(config)
     output = Path(config.cluster.output)
     uri = store_uri(config.tracking.uri, str(output))
     local = fetch(config.model, uri=uri, into=output / ".fetched")
     config = replace(config, model=str(local.absolute()))
-    inputs = {f"manifest_{i}": Path(d, "manifest.json") for i, d in enumerate(config.shards)}
     result = drive(measure, config, seed=0, inputs=inputs, publish=lambda *_: {})
     chance = 1 / len(result["labels"])
     which = f"split {config.split}" if config.split else "all splits"
     print(
-        f"{result['clips']:.0f} clips of {which}: accuracy {result['war']:.1%}, mean recall "
-        f"{result['uar']:.1%}, F1 {result['f1']:.3f}; chance {chance:.1%}; {output}"
+        f"{result['clips']:.0f} clips of {which} ({result['coverage']:.1%} answered): "
+        f"accuracy {result['war']:.1%}, mean recall {result['uar']:.1%}, "
+        f"F1 {result['f1']:.3f}; chance {chance:.1%}; {output}"
     )
     return result
 
@@ -131,7 +136,8 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         check_labels(stream.labels, predictor.config.labels)
         found = evaluate(task, stream, meter, context=context)
     result = {"labels": list(predictor.config.labels), **found}
-    with attached(payload, context) as tracker:
+    ledger = Path(config.cluster.output, "ledger.jsonl")
+    with attached(payload, context, files=[ledger]) as tracker:
         tracker.log({f"{config.split or 'all'}/{name}": value for name, value in found.items()}, 0)
         if context.rank == 0:
             write(meter, result, Path(config.cluster.output))
@@ -153,15 +159,22 @@ def data_of(config: EvaluateConfig, predictor: Predictor, *, streams: int) -> Da
         size=own.encoder.image_size,
         loader_workers=config.loader_workers,
         max_failed_share=config.max_failed_share,
+        cache=config.cache,
+        cache_gb=config.cache_gb,
         views=own.views,
     )
 
 
-def check_shards(config: EvaluateConfig) -> None:
-    """ValueError unless there are whole shards with clips of the split, before anything starts."""
+def check_shards(config: EvaluateConfig) -> dict[str, tuple[str, str]]:
+    """Place and sha256 of the manifests. ValueError unless there are whole shards with clips of the
+    split, before anything starts."""
     if not config.shards:
         raise ValueError("shards is empty: name shard folders with --shards DIR …")
-    open_collection(DataConfig(shards=config.shards, split=config.split))
+    data = DataConfig(
+        shards=config.shards, split=config.split, cache=config.cache, cache_gb=config.cache_gb
+    )
+    manifests = enumerate(open_collection(data).manifests)
+    return {f"manifest_{i}": manifest.origin for i, manifest in manifests}
 
 
 def check_labels(found: Sequence[str], known: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ from launch.task import Tracker
 from launch.tracking import RunHandle
 from shards.batch import ClipBatch
 from shards.ledger import Ledger
-from shards.manifest import Manifest
+from shards.plan.preflight import WaitWatch, preflight
 from shards.stream import ClipStream, TooManyFailures, open_clips
 from shards.workers import WorkerDied
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
     """Check everything that can be checked here, then train on the cluster; returns the summary."""
-    config = absolute_paths(config, "data.shards", "cluster.output")
+    config = absolute_paths(config, "data.shards", "data.skip", "data.cache", "cluster.output")
     world = max(1, config.cluster.workers)
     if config.validation_split is not None:
         open_split(config, config.validation_split, rank=0, world=world).close()
@@ -57,8 +57,10 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         steps = config.run.total_steps(stream.steps_per_epoch)
         labels = stream.labels
         print(f"{stream.samples} clips of {len(stream.labels)} classes, {steps} steps")
-        check_labelled(config, stream.samples)
-    inputs = {f"manifest_{i}": Path(d, "manifest.json") for i, d in enumerate(config.data.shards)}
+        check_labelled(config, stream)
+        batch = config.run.global_batch
+        print(preflight(config.data, stream, global_batch=batch, world=world))
+        inputs: dict[str, Any] = dict(stream.inputs)
     if config.init is not None:
         uri = store_uri(config.tracking.uri, config.cluster.output)
         local = fetch(config.init, uri=uri, into=Path(config.cluster.output) / "init").absolute()
@@ -80,10 +82,12 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     torch.manual_seed(config.run.seed)
     output = Path(config.cluster.output)
     with (
-        attached(payload, context) as tracker,
+        attached(payload, context, files=[output / "ledger.jsonl"]) as tracker,
         open_train(config, rank=context.rank, world=context.world) as probe,
     ):
         task = build(config, probe.labels, verbose=context.rank == 0)
+        task.flops_per_clip *= config.data.repeats
+        tracker = WaitWatch(tracker, config.data, world=context.world)
         best = Best(config, output / "best", probe.labels, payload["origin"])
         ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
         checkpoints = checkpoints_of(config, probe.labels, payload["origin"])
@@ -219,20 +223,14 @@ def open_train(
     return stream
 
 
-def check_labelled(config: FinetuneConfig, samples: int) -> None:
+def check_labelled(config: FinetuneConfig, stream: ClipStream) -> None:
     """Say how many training clips have no label. Raises ValueError where none has one."""
-    split = config.data.split
-    bare = sum(
-        len(places)
-        for folder in config.data.shards
-        for places in Manifest.open(folder).select(
-            lambda record: record.label is None and split in (None, record.split)
-        )
-    )
-    if bare == samples:
+    bare = sum(int((classes < 0).sum()) for classes in stream.collection.classes)
+    if bare == stream.samples:
         raise ValueError(
-            f"none of the {samples} clips of split {split} in {', '.join(config.data.shards)} has "
-            "a label; ingest again with --annotations that label them"
+            f"none of the {bare} clips of split {config.data.split} in "
+            f"{', '.join(config.data.shards)} has a label; ingest again with --annotations that "
+            "label them"
         )
     if bare:
         print(f"{bare} of these clips have no label and do not count")

@@ -64,7 +64,8 @@ class ClassificationMeter:
             )
 
     def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Figures over all ranks, see `figures`; and how many clips were unread or had no label.
+        """Figures over all ranks, see `figures`; how many clips were unread or had no label, and
+        `coverage`: the share of all clips, labelled or not, that were answered.
 
         Args:
             reduce: the sum of a tensor over all ranks.
@@ -80,6 +81,7 @@ class ClassificationMeter:
                 "label): check data.shards and data.split"
             )
         left_out = {"unread": float(counts[-2]), "unlabelled": float(counts[-1])}
+        left_out["coverage"] = float(1 - counts[-2] / counts.sum())
         return figures(self.confusion, self.labels) | left_out
 
     def _check(self, output: Tensor, labels: Tensor, counted: Tensor, keys: list[str]) -> None:

@@ -11,8 +11,8 @@ from launch.cluster import ClusterConfig
 from launch.engine import RunConfig
 from launch.tracking import TrackingConfig
 from mira.encoder import EncoderConfig
-from shards.augment import AugmentConfig
-from shards.stream import DataConfig, ViewConfig
+from shards.augment import AugmentConfig, ViewConfig
+from shards.stream import DataConfig
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def absolute_paths(cfg: Cfg, *fields: str) -> Cfg:
     they are.
 
     A worker runs in a directory of its own, so relative paths must be resolved where the command
-    was typed.
+    was typed. URLs stay as they are.
     """
     for field in fields:
         cfg = _map_field(cfg, field.split("."), _absolute)
@@ -188,7 +188,7 @@ def _map_field(cfg: Any, path: list[str], change: Callable[[Any], Any]) -> Any:
 def _absolute(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_absolute(item) for item in value)
-    if not value:
+    if not value or "://" in value:
         return value
     path = os.path.expanduser(value)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(path):

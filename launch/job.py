@@ -8,7 +8,7 @@ application.
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from launch.checkpoint import Checkpoints
 from launch.cluster import ClusterConfig, WorkerContext, WorkerLost, launch
 from launch.config import to_dict
 from launch.engine import Diverged, Summary
-from launch.provenance import provenance
+from launch.provenance import Input, provenance
 from launch.record import closing_run, continue_run, create_run, remember
 from launch.task import Tracker as TrackerProtocol
 from launch.tracking import RunHandle, SilentTracker, Tracker, TrackingConfig
@@ -40,7 +40,7 @@ def drive(
     config: JobConfig,
     *,
     seed: int,
-    inputs: Mapping[str, str | Path],
+    inputs: Mapping[str, Input],
     publish: Callable[[RunHandle, Path, dict[str, Any]], dict[str, Any]],
     checkpoints: Callable[[Mapping[str, str]], Checkpoints] | None = None,
 ) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def drive(
             returns what goes into the summary.
         config: complete, with absolute paths.
         seed: of the run, for the record.
-        inputs: files whose hash the record keeps, by name.
+        inputs: files whose hash the record keeps, by name; see `provenance`.
         publish: called in the driver after success with the run, its output folder and the
             summary; registers what was made and returns more entries for the summary.
         checkpoints: from the run's origin to its checkpoints, for jobs that have some. Where one is
@@ -86,7 +86,8 @@ def identity(config: Mapping[str, Any], origin: Mapping[str, str]) -> dict[str, 
     """What a checkpoint must agree on, besides the network, to be continued: which samples a step
     takes, and the content of every input (shards, initial weights)."""
     data, run = config["data"], config["run"]
-    order = {name: data[name] for name in ("split", "streams", "seed", "frames", "stride", "size")}
+    cut = ("split", "streams", "seed", "frames", "stride", "size")
+    order = {name: data[name] for name in (*cut, "weights", "balance", "repeats")}
     inputs = {k: v for k, v in sorted(origin.items()) if k.startswith("input.") and "sha" in k}
     return {
         "data": order,
@@ -96,8 +97,13 @@ def identity(config: Mapping[str, Any], origin: Mapping[str, str]) -> dict[str, 
 
 
 @contextmanager
-def attached(payload: Mapping[str, Any], context: WorkerContext) -> Iterator[TrackerProtocol]:
-    """In a worker: the run's tracker on rank 0, a silent one elsewhere; flushed at the end."""
+def attached(
+    payload: Mapping[str, Any], context: WorkerContext, *, files: Sequence[Path] = ()
+) -> Iterator[TrackerProtocol]:
+    """In a worker: the run's tracker on rank 0, a silent one elsewhere; flushed at the end.
+
+    `files` are logged then, those that are there, however the run ends.
+    """
     if context.rank:
         yield SilentTracker()
         return
@@ -105,6 +111,9 @@ def attached(payload: Mapping[str, Any], context: WorkerContext) -> Iterator[Tra
     try:
         yield tracker
     finally:
+        for file in files:
+            if file.is_file():
+                tracker.log_file(str(file), "")
         tracker.close()
 
 

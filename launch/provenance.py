@@ -17,6 +17,9 @@ from pathlib import Path
 
 import torch
 
+Input = str | Path | tuple[str, str]
+"""A file, or the place and SHA-256 of one that was read already."""
+
 ROOMS = ("kernels", "mira", "shards", "launch", "pretrain", "finetune")
 PACKAGES = (
     "mira-video",
@@ -34,7 +37,7 @@ PACKAGES = (
 def provenance(
     *,
     seed: int,
-    inputs: Mapping[str, str | Path] | None = None,
+    inputs: Mapping[str, Input] | None = None,
     command: Sequence[str] | None = None,
 ) -> dict[str, str]:
     """Facts that tell one result from another, as strings by dotted name.
@@ -42,7 +45,8 @@ def provenance(
     Args:
         seed: of the run.
         inputs: files the result depends on, such as {"manifest": "shards/manifest.json"}; their
-            absolute path and SHA-256 are recorded.
+            absolute path and SHA-256 are recorded. Of what was read from elsewhere: (place,
+            SHA-256).
         command: the command line; by default that of this process.
 
     Raises:
@@ -54,9 +58,13 @@ def provenance(
     facts |= {f"version.{name}": version for name, version in package_versions().items()}
     facts |= host_facts()
     for name, path in (inputs or {}).items():
-        facts[f"input.{name}.path"] = str(Path(path).absolute())
-        facts[f"input.{name}.sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        where, digest = path if isinstance(path, tuple) else _hashed(Path(path))
+        facts[f"input.{name}.path"], facts[f"input.{name}.sha256"] = where, digest
     return facts
+
+
+def _hashed(path: Path) -> tuple[str, str]:
+    return str(path.absolute()), hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def source_revision(root: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ Evaluator = Callable[[nn.Module, int], dict[str, float]]
 """Called on every rank with the task and the number of completed steps; returns figures by name."""
 
 
-_KEPT = ("first_loss", "last_loss", "skipped", "went_back")
+_KEPT = ("first_loss", "last_loss", "skipped", "left_out", "went_back")
 
 
 class Diverged(ArithmeticError):
@@ -59,6 +59,8 @@ class State:
     first_loss: float | None = None
     last_loss: float | None = None
     skipped: int = 0
+    left_out: float = 0.0
+    """Samples so far that had weight 0, padding not counted."""
     bad_in_a_row: int = 0
     went_back: bool = False
     evaluated_at: int = -1
@@ -116,6 +118,7 @@ class State:
 
     def finish_step(self, figures: dict[str, float], *, applied: bool) -> None:
         self.step += 1
+        self.left_out += figures["left_out"]
         if applied:
             self.bad_in_a_row = 0
             self.last_loss = figures["loss"]
@@ -126,7 +129,8 @@ class State:
             return
         loss, lr = figures["loss"], figures["lr"]
         self.say(progress_line(self.step, self.total, loss=loss, lr=lr, figures=rates))
-        values = figures | rates | {"skipped_steps": float(self.skipped)}
+        so_far = {"skipped_steps": float(self.skipped), "left_out": self.left_out}
+        values = figures | rates | so_far
         kept = {f"train/{name}": value for name, value in values.items() if math.isfinite(value)}
         tracker.log(kept, self.step)
 

@@ -56,12 +56,18 @@ class Source:
             close()
 
 
+def _left_out(batch: Batch) -> int:
+    """Samples that do not count, each once however many views it has."""
+    return len({k for k, w in zip(batch.keys, batch.weights.tolist(), strict=True) if k and not w})
+
+
 class Tally:
     """Weighs the losses of one step and adds up its figures, over micro-batches and ranks."""
 
     def __init__(self, micro_batches: list[Batch], context: WorkerContext):
         weight = torch.stack([b.weights.double().sum() for b in micro_batches]).sum()
         self._total = sum_over_ranks(weight, context.device)
+        self._left_out = sum(_left_out(batch) for batch in micro_batches)
         self._context = context
         self._sums: dict[str, Tensor] = {}
         self._bad: list[tuple[Tensor, list[str]]] = []
@@ -87,12 +93,14 @@ class Tally:
         return share * (self._context.world / self._total).float() * poison
 
     def reduce(self) -> dict[str, float]:
-        """Weighted means over the whole global batch, `loss` among them."""
+        """Weighted means over the whole global batch, `loss` among them, and `left_out`: how many
+        samples have weight 0, because they could not be read or have no target."""
         names = sorted(self._sums)
-        sums = sum_over_ranks(
-            torch.stack([self._sums[name] for name in names]), self._context.device
-        )
-        return dict(zip(names, (sums / self._total).tolist(), strict=True))
+        left_out = torch.tensor(float(self._left_out), dtype=torch.float64)
+        sums = torch.stack([*(self._sums[name] for name in names), left_out.to(self._total.device)])
+        *sums, left_out = sum_over_ranks(sums, self._context.device)
+        means = {name: float(s / self._total) for name, s in zip(names, sums, strict=True)}
+        return means | {"left_out": float(left_out)}
 
     def verdict(self) -> tuple[bool, str]:
         """Of a dropped step: whether a loss was not finite, and what to tell, with the keys of all

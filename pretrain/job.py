@@ -27,6 +27,7 @@ from pretrain.pictures import reconstruction_strip
 from pretrain.recipes import RECIPES, PretrainConfig
 from pretrain.task import LossMeter, PretrainTask
 from shards.ledger import Ledger
+from shards.plan.preflight import WaitWatch, preflight
 from shards.stream import ClipStream, TooManyFailures, open_clips
 from shards.workers import WorkerDied
 
@@ -44,13 +45,16 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Check everything that can be checked here, then train on the cluster; returns the summary."""
-    config = absolute_paths(config, "data.shards", "cluster.output")
+    config = absolute_paths(config, "data.shards", "data.skip", "data.cache", "cluster.output")
     with torch.device("meta"):  # sizes that do not fit show before a cluster starts
         build(config)
-    with open_train(config, rank=0, world=max(1, config.cluster.workers)) as stream:
+    world = max(1, config.cluster.workers)
+    with open_train(config, rank=0, world=world) as stream:
         steps = config.run.total_steps(stream.steps_per_epoch)
         print(f"{stream.samples} clips, {stream.steps_per_epoch} steps an epoch, {steps} steps")
-    inputs = {f"manifest_{i}": Path(d, "manifest.json") for i, d in enumerate(config.data.shards)}
+        batch = config.run.global_batch
+        print(preflight(config.data, stream, global_batch=batch, world=world))
+        inputs = stream.inputs
     return drive(
         train,
         config,
@@ -66,12 +70,14 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     config = from_dict(PretrainConfig, payload["config"])
     torch.manual_seed(config.run.seed)
     task = build(config)
+    task.flops_per_clip *= config.data.repeats
     output = Path(config.cluster.output)
     ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
     with (
-        attached(payload, context) as tracker,
+        attached(payload, context, files=[ledger.path]) as tracker,
         open_train(config, rank=context.rank, world=context.world) as probe,
     ):
+        tracker = WaitWatch(tracker, config.data, world=context.world)
         summary = fit(
             task,
             lambda step: open_train(

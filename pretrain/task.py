@@ -52,18 +52,23 @@ class PretrainTask(nn.Module):
 
 
 class LossMeter:
-    """The mean loss over all clips of all ranks, each clip counted once."""
+    """The mean loss over all clips of all ranks, each clip counted once, and how many there are."""
 
     def __init__(self) -> None:
-        self.total = torch.zeros(2, dtype=torch.float64)
+        self.total = torch.zeros(3, dtype=torch.float64)  # loss, clips, unread
 
     def update(self, output: Tensor, batch: ClipBatch) -> None:
         """Add losses [B]; clips of weight 0 do not count."""
         weights = batch.weights.double()
         losses = torch.where(weights > 0, output.double(), 0.0)
-        self.total += torch.stack([(losses * weights).sum(), weights.sum()]).cpu()
+        named = torch.tensor([bool(key) for key in batch.keys], device=weights.device)
+        unread = (named & (weights == 0)).sum()
+        self.total += torch.stack([(losses * weights).sum(), weights.sum(), unread]).cpu()
 
     def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """`loss` and `clips`; NaN when no clip could be read."""
-        loss, clips = reduce(self.total).tolist()
-        return {"loss": loss / clips if clips else float("nan"), "clips": clips}
+        """`loss` (NaN when no clip could be read), `clips`, `unread`, and `coverage`, the share of
+        the clips that were read."""
+        loss, clips, unread = reduce(self.total).tolist()
+        mean = loss / clips if clips else float("nan")
+        coverage = clips / max(1.0, clips + unread)
+        return {"loss": mean, "clips": clips, "unread": unread, "coverage": coverage}

@@ -1,4 +1,4 @@
-"""`python -m shards COMMAND`: ingest, datasets, verify, stats, render. Loads what one needs."""
+"""`python -m shards COMMAND`: one of `USAGE`. Loads only what the command needs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ USAGE = """usage: python -m shards COMMAND …
   datasets [NAME]                               which there are, and where to ask for them
   verify DIR                                    is every shard whole and unchanged?
   stats DIR                                     what is in it
+  plan DIR … [--gpus 64]                        do they feed that many GPUs?
+  preview DIR [--out preview.html]              a page of thumbnails, and what was rejected
   render --out DIR                              labelled videos of rendered faces
 
 python -m shards COMMAND --help explains a command."""
@@ -28,6 +30,10 @@ def main(argv: Sequence[str]) -> int:
         from shards.datasets.cli import main as run
     elif command == "render":
         from shards.render.cli import main as run
+    elif command == "plan":
+        from shards.plan.cli import main as run
+    elif command == "preview":
+        from shards.preview import main as run
     elif command in ("verify", "stats"):
         from shards.ingest.inspect import main as inspect
 

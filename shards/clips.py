@@ -7,6 +7,7 @@ that cannot be read comes back as an empty place and the reason.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +15,18 @@ from torch.utils.data import Dataset
 
 from shards.augment import AugmentConfig, ViewConfig, augment, view_crops
 from shards.batch import Clip, ClipBatch, collate
+from shards.cache import CacheError
+from shards.chance import hashed
 from shards.frames import DecodeError, decode, draw_indices, view_indices
-from shards.index import IndexRow, ManifestError
+from shards.index import IndexRow, ManifestError, ShardLost
 from shards.ledger import Failure
 from shards.order import PADDING, Slot
 from shards.reader import Collection, ReadError
 
-Trouble = Failure | ManifestError
-"""A sample that cannot be read, or a whole shard."""
+Trouble = Failure | ManifestError | CacheError
+"""A sample that was not read, or what ends the run."""
+
+_VIEWS = 5  # what a hash is for, as in `shards.order`
 
 
 class Clips(Dataset):
@@ -31,6 +36,7 @@ class Clips(Dataset):
         frames, stride, size: T, video frames between two of them (None: spread over the video), and
             pixels a side.
         how: an AugmentConfig gives training clips, a ViewConfig the views of a test.
+        repeats: training clips made of each decoded video, each a clip of its own in the batch.
     """
 
     def __init__(
@@ -41,33 +47,46 @@ class Clips(Dataset):
         stride: int | None,
         size: int,
         how: AugmentConfig | ViewConfig,
+        repeats: int = 1,
     ):
         self._collection, self._how = collection, how
+        self._repeats = repeats if isinstance(how, AugmentConfig) else 1
         self._frames, self._stride, self._size = frames, stride, size
 
     def __getitem__(self, slot: Slot) -> tuple[Clip, Trouble | None]:
         if slot.shard == PADDING:
             return _empty(slot, ""), None
-        key = ""
+        tar = self._collection.path(slot.shard)
+        key, path = f"{tar.name}#{slot.sample}", ""  # of a sample whose index is lost
         try:
             row = self._collection.row(slot.shard, slot.sample)
-            key = row.key
-            label = self._collection.label(row.record)
-            pixels = self._pixels(slot, row)
-        except ManifestError as error:  # not one sample's fault: it ends the run, in the trainer
-            return _empty(slot, key), error
+            key, path = row.key, row.record.path
+            if self._collection.skips(slot.shard, key):
+                reason, kind = "an earlier ledger names it", "skipped"
+            else:
+                label = self._collection.label(row.record)
+                return Clip(self._pixels(slot, row), label, slot.seed, key), None
+        except ShardLost as error:
+            reason, kind = str(error), "shard"
         except (ReadError, DecodeError) as error:
-            shard = str(self._collection.path(slot.shard))
-            return _empty(slot, key), Failure(shard, key, str(error), slot.step)
-        return Clip(pixels, label, slot.seed, key), None
+            reason, kind = str(error), "sample"
+        except (ManifestError, CacheError) as error:  # no sample's fault: ends the run, over there
+            return _empty(slot, key), error
+        sha256 = self._collection.sha256(slot.shard)
+        failure = Failure(str(tar), key, reason, slot.step, sha256=sha256, path=path, kind=kind)
+        return _empty(slot, key), failure
 
     def collate(
         self, loaded: Sequence[tuple[Clip, Trouble | None]]
     ) -> tuple[ClipBatch, list[Trouble]]:
         """Clips → a batch, and what went wrong with some of them."""
         how = self._how
+        clips = [clip for clip, _ in loaded]
         batch = collate(
-            [clip for clip, _ in loaded],
+            # Clips of one video are no neighbours: mixing pairs what stands side by side.
+            [_view(clip, r) for r in range(self._repeats) for clip in clips]
+            if isinstance(how, AugmentConfig)
+            else clips,
             views=how.temporal * how.spatial if isinstance(how, ViewConfig) else 1,
             frames=self._frames,
             size=self._size,
@@ -88,9 +107,23 @@ class Clips(Dataset):
 
         frames = decode(self._collection.video(slot.shard, row), choose)
         if isinstance(how, AugmentConfig):
-            return augment(frames, how, size=self._size, rng=rng)[None]
+            rngs = [rng]
+            for r in range(1, self._repeats):
+                rngs.append(np.random.default_rng(_view_seed(slot.seed, r)))
+            return np.stack([augment(frames, how, size=self._size, rng=rng) for rng in rngs])
         crops = [view_crops(clip, spatial=how.spatial, size=self._size) for clip in frames]
         return np.concatenate(crops)
+
+
+def _view(clip: Clip, r: int) -> Clip:
+    """The `r`-th of the clips that were made of one video."""
+    pixels = None if clip.pixels is None else clip.pixels[r : r + 1]
+    return replace(clip, pixels=pixels, seed=_view_seed(clip.seed, r))
+
+
+def _view_seed(seed: int, r: int) -> int:
+    """The first view has the seed of its place: it is the same clip with and without others."""
+    return int(hashed(_VIEWS, seed, r)[0] >> np.uint64(1)) if r else seed
 
 
 def _empty(slot: Slot, key: str) -> Clip:

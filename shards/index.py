@@ -1,6 +1,7 @@
 """One shard: the members of its tar, its index file, and their hashes.
 
-    shard-000000.tar          members KEY.mp4, KEY.json (the record): an ordinary WebDataset shard
+    shard-000000.tar          members KEY.mp4, KEY.json (the record): an ordinary WebDataset shard;
+                              between them KEY.flow.npz and the like, where ingest was asked for it
     shard-000000.index.jsonl  a line a sample, in the tar's order:
                               {"key", "video": [offset, size], "crc32", "record"}
 
@@ -20,16 +21,27 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shards.schema import Record, SchemaError
 
+if TYPE_CHECKING:
+    from shards.place import Remote
+
 KEY = re.compile(r"[A-Za-z0-9_-]+")
 """Keys hold no dot, at which WebDataset splits a member's name, and no path."""
+DERIVED = ("flow.npz", "strain.npz", "keyframes.npz")
+"""Members that only those read who ask (`shards.derived`); the index does not name them."""
+KINDS = ("mp4", "json", *DERIVED)
 INGEST = "python -m shards ingest VIDEOS --out"
 
 
 class ManifestError(ValueError):
     """A shard folder that cannot be used; the message names the file and the fix."""
+
+
+class ShardLost(ManifestError):
+    """One shard that is gone or is another one; the others can still be read."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +116,10 @@ def scan_tar(tar: Path) -> Iterator[IndexRow]:
         with tarfile.open(tar, "r:") as archive, tar.open("rb") as raw:
             for member in archive:
                 key, _, kind = member.name.partition(".")
-                if not member.isfile() or not KEY.fullmatch(key) or kind not in ("mp4", "json"):
-                    raise broken(tar, f"holds {member.name!r}, not KEY.mp4 or KEY.json")
+                if not member.isfile() or not KEY.fullmatch(key) or kind not in KINDS:
+                    raise broken(tar, f"holds {member.name!r}, not KEY.{' or KEY.'.join(KINDS)}")
+                if kind in DERIVED:
+                    continue
                 raw.seek(member.offset_data)
                 data = raw.read(member.size)
                 if len(data) != member.size:
@@ -135,10 +149,14 @@ def write_aside(path: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
-def broken(path: Path, what: str) -> ManifestError:
+def broken(
+    path: Path | Remote, what: str, *, kind: type[ManifestError] = ManifestError
+) -> ManifestError:
     """The error for a damaged folder: what is wrong with which file, and the fix."""
+    if not isinstance(path, Path):
+        return kind(f"{path} {what}; copy it there again from the folder that ingest wrote")
     folder = path if path.is_dir() else path.parent
-    return ManifestError(f"{path} {what}; restore it or write the folder anew: `{INGEST} {folder}`")
+    return kind(f"{path} {what}; restore it or write the folder anew: `{INGEST} {folder}`")
 
 
 def sha256_of(path: Path) -> str:

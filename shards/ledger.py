@@ -1,6 +1,10 @@
 """The ledger: every sample that could not be read, as a line of JSON in a file.
 
-Owns the file's form. Refuses to decide what happens to a run that has many of them.
+    {"shard", "sha256", "key", "path", "reason", "kind", "step", "rank"}
+
+Owns the file's form, writing and reading. Refuses to decide what happens to a run that has many of
+them. A sample is known by its key and the sha256 of its tar: wherever the shard lies, the line
+means the same, and a shard that is written anew is tried anew. `path` is the source's, for ingest.
 """
 
 from __future__ import annotations
@@ -8,19 +12,32 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
+
+from shards.place import Remote, locate
+
+Skip = Mapping[str, frozenset[str]]
+"""Keys that are not tried, by the sha256 of their tar."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample that could not be read, and when."""
+    """A sample that was not read, and when."""
 
     shard: str
-    """The tar's path."""
+    """The tar's path or URL."""
     key: str
     reason: str
     step: int
+    sha256: str = ""
+    """Of the tar, by the manifest."""
+    path: str = ""
+    """Of the source, relative to the folder that was ingested; "" where the index is lost too."""
+    kind: Literal["sample", "shard", "skipped"] = "sample"
+    """What is at fault: this sample; its whole shard; or nothing, an earlier ledger names it."""
 
 
 class Ledger:
@@ -42,3 +59,26 @@ class Ledger:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+
+
+def read_skip(ledgers: Sequence[str], like: Remote | None = None) -> Skip:
+    """The samples that ledgers name as unreadable. Those of a lost shard are not among them: it is
+    the shard that has to come back.
+
+    Raises ValueError where a file cannot be read or is no ledger of this version.
+    """
+    found: dict[str, set[str]] = {}
+    for name in ledgers:
+        try:
+            lines = locate(name, like).read_bytes().splitlines()
+            for line in map(json.loads, lines):
+                if line["kind"] == "sample":
+                    found.setdefault(line["sha256"], set()).add(line["key"])
+        except OSError as error:
+            raise ValueError(f"data.skip: {name} cannot be read ({error.strerror})") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"data.skip: {name} is no ledger that this version wrote ({error!r}): give the "
+                "ledger.jsonl of a run's output folder"
+            ) from None
+    return {digest: frozenset(keys) for digest, keys in found.items()}

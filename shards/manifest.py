@@ -4,7 +4,8 @@
     DIR/shard-*        tars and their index files (`shards.index`)
 
 Owns the manifest's form. Refuses to know where videos came from and how they are decoded. Opening
-reads the manifest alone, so 100,000 shards open in seconds; an index is read when needed.
+reads the manifest alone, so 100,000 shards open in seconds; an index is read when needed. The
+folder may lie anywhere (`shards.place`); writing and verifying take a local one.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from shards.index import (
     IndexRow,
     ManifestError,
     Shard,
+    ShardLost,
     broken,
     index_name,
     scan_tar,
     sha256_of,
     write_aside,
 )
+from shards.place import Remote, locate
 from shards.schema import SCHEMA, Record
 
 MANIFEST = "manifest.json"
@@ -38,7 +41,7 @@ MANIFEST = "manifest.json"
 class Manifest:
     """An opened shard folder."""
 
-    folder: Path
+    folder: Path | Remote
     shards: tuple[Shard, ...]
     samples: int
     labels: tuple[str, ...]
@@ -49,41 +52,56 @@ class Manifest:
     """How the clips were encoded: size, fps policy, codec, gop, crf."""
     created_by: dict[str, str]
     """Versions of what wrote the folder."""
+    sha256: str = ""
+    """Of the manifest itself, and so of everything in the folder."""
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Where it was read, and its sha256: for the record of a run."""
+        return str(self.folder / MANIFEST), self.sha256
 
     @classmethod
-    def open(cls, folder: str | Path) -> Manifest:
+    def open(cls, folder: str | Path | Remote) -> Manifest:
         """Read `folder`/manifest.json; ManifestError where there is none of this schema."""
-        folder = Path(folder)
+        folder = locate(folder)
         path = folder / MANIFEST
         try:
-            data = json.loads(path.read_bytes())
+            raw = path.read_bytes()
         except OSError as error:
-            raise ManifestError(
-                f"{path} cannot be read ({error.strerror}): {folder} is no shard folder; "
-                f"write one with `{INGEST} {folder}`"
-            ) from None
+            raise ManifestError(f"{path} cannot be read ({error.strerror}){_fix(folder)}") from None
+        try:
+            data = json.loads(raw)
         except ValueError as error:
             raise broken(path, f"is not JSON ({error})") from None
-        return _parse(data, folder=folder, path=path)
+        digest = hashlib.sha256(raw).hexdigest()
+        return _parse(data, folder=folder, path=path, digest=digest)
 
     def index(self, i: int) -> list[IndexRow]:
         """All rows of shard `i`; raises like `index_lines`."""
         return [self.parse_row(i, line) for line in self.index_lines(i)]
 
     def index_lines(self, i: int) -> list[bytes]:
-        """The unparsed lines of shard `i`'s index; ManifestError if it is missing or changed."""
+        """The unparsed lines of shard `i`'s index; ShardLost if it is missing or changed."""
         shard = self.shards[i]
         path = self.folder / index_name(shard.name)
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise broken(path, f"cannot be read ({error.strerror})") from None
+        with os.fdopen(self.open_index(i), "rb") as file:
+            raw = file.read()
         if hashlib.sha256(raw).hexdigest() != shard.index_sha256:
-            raise broken(path, f"is not the file that {MANIFEST} describes")
+            raise broken(path, f"is not the file that {MANIFEST} describes", kind=ShardLost)
         lines = raw.splitlines()
         if len(lines) != shard.samples:
             raise broken(path, f"has {len(lines)} lines for {shard.samples} samples")
         return lines
+
+    def open_index(self, i: int) -> int:
+        """A descriptor of shard `i`'s index. Raises ShardLost, CacheError."""
+        shard = self.shards[i]
+        return _open(self.folder / index_name(shard.name), shard.index_sha256, 0)
+
+    def open_tar(self, i: int) -> int:
+        """A descriptor of shard `i`'s tar. Raises ShardLost, CacheError."""
+        shard = self.shards[i]
+        return _open(self.folder / shard.name, shard.sha256, shard.bytes)
 
     def parse_row(self, i: int, line: bytes) -> IndexRow:
         """A line of shard `i`'s index; ManifestError where it is none."""
@@ -100,7 +118,18 @@ class Manifest:
         ]
 
     def check_files(self) -> None:
-        """Looks at names and sizes; ManifestError names the first shard that differs."""
+        """Looks at names and sizes; ShardLost names the first shard that differs."""
+        for lost in self.lost_files().values():
+            raise lost
+
+    def lost_files(self) -> dict[int, ShardLost]:
+        """The shards whose files are not there in full, by their names and sizes.
+
+        Elsewhere than on a file system nothing is looked at: listing takes long there, and what is
+        lost shows when it is fetched.
+        """
+        if not isinstance(self.folder, Path):
+            return {}
         try:
             with os.scandir(self.folder) as entries:
                 # Of an index its hash is checked when it is read.
@@ -109,14 +138,16 @@ class Manifest:
                 }
         except OSError as error:
             raise broken(self.folder, f"cannot be listed ({error.strerror})") from None
-        for shard in self.shards:
+        lost = {}
+        for i, shard in enumerate(self.shards):
             if shard.name not in sizes or index_name(shard.name) not in sizes:
                 gone = shard.name if shard.name not in sizes else index_name(shard.name)
-                raise broken(self.folder / gone, "is missing")
-            if (size := sizes[shard.name]) != shard.bytes:
+                lost[i] = broken(self.folder / gone, "is missing", kind=ShardLost)
+            elif (size := sizes[shard.name]) != shard.bytes:
                 what = "was cut" if size < shard.bytes else "has grown"
-                where = self.folder / shard.name
-                raise broken(where, f"{what}: {size} bytes, written with {shard.bytes}")
+                what = f"{what}: {size} bytes, written with {shard.bytes}"
+                lost[i] = broken(self.folder / shard.name, what, kind=ShardLost)
+        return lost
 
 
 def write_manifest(
@@ -192,6 +223,8 @@ def stats(folder: str | Path) -> dict[str, Any]:
 def _verified_rows(manifest: Manifest, i: int, shard: Shard) -> list[IndexRow]:
     """Rows of a shard whose tar, index and manifest agree; ManifestError says how they do not."""
     tar = manifest.folder / shard.name
+    if not isinstance(tar, Path):
+        raise ManifestError(f"{tar} is not on this machine: verify the folder that ingest wrote")
     if not tar.is_file():
         raise broken(tar, "is missing")
     rows = manifest.index(i)
@@ -206,7 +239,22 @@ def _verified_rows(manifest: Manifest, i: int, shard: Shard) -> list[IndexRow]:
     return rows
 
 
-def _parse(data: Any, *, folder: Path, path: Path) -> Manifest:
+def _open(path: Path | Remote, digest: str, size: int) -> int:
+    try:
+        if isinstance(path, Path):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return path.open_cached(digest, size)
+    except OSError as error:
+        raise broken(path, f"cannot be read ({error.strerror})", kind=ShardLost) from None
+
+
+def _fix(folder: Path | Remote) -> str:
+    if isinstance(folder, Path):
+        return f": {folder} is no shard folder; write one with `{INGEST} {folder}`"
+    return "; check the address, and that what ingest wrote was copied there"
+
+
+def _parse(data: Any, *, folder: Path | Remote, path: Path | Remote, digest: str) -> Manifest:
     found = data.get("schema") if isinstance(data, dict) else None
     if found != SCHEMA:
         raise broken(path, f"has schema {found!r}, this version reads {SCHEMA!r}")
@@ -228,4 +276,5 @@ def _parse(data: Any, *, folder: Path, path: Path) -> Manifest:
         splits=data["splits"],
         clip=data["clip"],
         created_by=data["created_by"],
+        sha256=digest,
     )

@@ -1,27 +1,41 @@
 """Clips out of several shard folders that are read as one collection.
 
-Owns which samples belong to the collection, their class indices, and the open files of a process.
-Refuses to know order, decoding and batches. Files open when they are first needed and never travel
-to another process, so a collection can be handed to loader workers however they are started.
+Owns which samples belong to the collection, their class indices, which shards are lost, and the
+open files of a process. Refuses to know order, decoding and batches. Files open when they are first
+needed and never travel to another process, so a collection can be handed to loader workers however
+they are started.
 """
 
 from __future__ import annotations
 
 import os
+import random
+import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.index import IndexRow, broken, index_name
+from shards.cache import CacheError, NoRoom
+from shards.index import IndexRow, ShardLost
+from shards.ledger import Skip
 from shards.manifest import Manifest
+from shards.place import Remote
 from shards.schema import Record
+from shards.survey import Survey, survey
 
 OPEN_SHARDS = 128
 """Kept open by a process: more than the streams of a rank, less than the usual 1024 files."""
+IDLE = 60.0
+"""Seconds after which an unused shard is closed, so that a cache may let it go."""
+ROOM_PATIENCE = 60.0
+"""Seconds to wait for other processes to close what fills the cache."""
+
+Result = TypeVar("Result")
 
 
 class ReadError(ValueError):
@@ -33,46 +47,67 @@ class Collection:
 
     Args:
         manifests: opened folders, whose label names must be the same.
-        keep: which records belong; None keeps all, without reading any index.
+        split: which samples belong; None keeps all, without reading any index.
+        lost: shards that are known not to be there in full.
+        skip: samples that are not to be tried.
 
     Raises ValueError where the labels differ.
     """
 
-    def __init__(self, manifests: Sequence[Manifest], *, keep: Callable[[Record], bool] | None):
+    def __init__(
+        self,
+        manifests: Sequence[Manifest],
+        *,
+        split: str | None = None,
+        lost: Mapping[int, ShardLost] | None = None,
+        skip: Skip | None = None,
+    ):
         self.labels = _common_labels(manifests)
-        self._manifests = tuple(manifests)
+        self.manifests = tuple(manifests)
+        self.lost: dict[int, ShardLost] = dict(lost or {})
+        """Shards that are not there, those that this process has met included."""
         self._first = np.cumsum([0] + [len(m.shards) for m in manifests])
-        self._kept: list[NDArray[np.int32]] | None = None
-        if keep is not None:
-            kept = [positions for m in manifests for positions in m.select(keep)]
-            self._kept = [np.asarray(positions, dtype=np.int32) for positions in kept]
         self._class = {name: i for i, name in enumerate(self.labels)}
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._unindexed: dict[int, ShardLost] = {}
+        self._skip = skip or {}
+        self._survey: Survey | None = None
+        if split is not None:
+            self._look(split)
 
     @property
     def counts(self) -> list[int]:
         """Kept samples of every shard."""
-        if self._kept is not None:
-            return [len(positions) for positions in self._kept]
-        return [shard.samples for m in self._manifests for shard in m.shards]
+        if self._survey is not None:
+            return [len(positions) for positions in self._survey.positions]
+        return [shard.samples for m in self.manifests for shard in m.shards]
+
+    @property
+    def classes(self) -> list[NDArray[np.int32]]:
+        """The class index of every kept sample of every shard, -1 without one; reads every
+        index."""
+        if self._survey is None:
+            self._look(None)
+        assert self._survey is not None
+        return self._survey.classes
 
     def row(self, shard: int, sample: int) -> IndexRow:
-        """The row of a shard's `sample`-th kept sample; ManifestError if the shard is lost."""
-        position = sample if self._kept is None else int(self._kept[shard][sample])
+        """The row of a shard's `sample`-th kept sample; ShardLost if there is no index."""
+        position = sample
+        if self._survey is not None:
+            position = int(self._survey.positions[shard][sample])
         manifest, i = self._locate(shard)
         return manifest.parse_row(i, self._opened(shard).line(position))
 
     def video(self, shard: int, row: IndexRow) -> bytes:
-        """The mp4 of a row. Raises ReadError where the bytes are not the ones written."""
+        """The mp4 of a row. Raises ReadError where the bytes are not the ones written, ShardLost,
+        and CacheError."""
         try:
-            data = os.pread(self._opened(shard).tar, row.size, row.offset)
-        except OSError as error:
-            raise ReadError(f"cannot be read: {error.strerror}") from None
-        if len(data) != row.size:
-            raise ReadError(f"was cut: {len(data)} of {row.size} bytes are there")
-        if zlib.crc32(data) != row.crc32:
-            raise ReadError("was changed since it was written: its crc32 differs")
-        return data
+            return self._sound(shard, row)
+        except ReadError:
+            if not self._refetched(shard):
+                raise
+        return self._sound(shard, row)
 
     def label(self, record: Record) -> int:
         """The class index of a record, -1 without a label. ReadError for an unlisted label."""
@@ -82,25 +117,108 @@ class Collection:
             raise ReadError(f"has label {record.label!r}, the manifest lists {list(self.labels)}")
         return self._class[record.label]
 
-    def path(self, shard: int) -> Path:
+    def skips(self, shard: int, key: str) -> bool:
+        """Whether a sample is not to be tried."""
+        return key in self._skip.get(self.sha256(shard), ())
+
+    def path(self, shard: int) -> Path | Remote:
         """The tar of a shard."""
         manifest, i = self._locate(shard)
         return manifest.folder / manifest.shards[i].name
 
+    def sha256(self, shard: int) -> str:
+        """Of the tar of a shard, by its manifest."""
+        manifest, i = self._locate(shard)
+        return manifest.shards[i].sha256
+
+    def warm(self, shard: int) -> None:
+        """Fetch a shard into the cache ahead of its time; what goes wrong shows when it is read."""
+        manifest, i = self._locate(shard)
+        try:
+            os.close(manifest.open_index(i))
+            os.close(manifest.open_tar(i))
+        except (ShardLost, CacheError):
+            return
+
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": OrderedDict()}
 
+    def _look(self, split: str | None) -> None:
+        self._survey = survey(self.manifests, split=split, classes=self._class)
+        self.lost = {**self._survey.lost, **self.lost}
+        self._unindexed |= self._survey.lost
+
     def _locate(self, shard: int) -> tuple[Manifest, int]:
         m = int(np.searchsorted(self._first, shard, side="right")) - 1
-        return self._manifests[m], shard - int(self._first[m])
+        return self.manifests[m], shard - int(self._first[m])
+
+    def _sound(self, shard: int, row: IndexRow) -> bytes:
+        try:
+            data = os.pread(self._tar(shard), row.size, row.offset)
+        except OSError as error:
+            raise ReadError(f"cannot be read: {error.strerror}") from None
+        if len(data) != row.size:
+            raise ReadError(f"was cut: {len(data)} of {row.size} bytes are there")
+        if zlib.crc32(data) != row.crc32:
+            raise ReadError("was changed since it was written: its crc32 differs")
+        return data
+
+    def _refetched(self, shard: int) -> bool:
+        """Take a damaged shard out of the cache, which it was sound to enter; False without one."""
+        tar = self.path(shard)
+        if isinstance(tar, Path):
+            return False
+        tar.cache.drop(self.sha256(shard))
+        self._open.pop(shard, None)
+        return True
+
+    def _tar(self, shard: int) -> int:
+        if shard in self.lost:
+            raise ShardLost(str(self.lost[shard]))
+        held = self._opened(shard)
+        if held.tar is None:
+            manifest, i = self._locate(shard)
+            try:
+                held.tar = self._with_room(shard, lambda: manifest.open_tar(i))
+            except ShardLost as error:
+                self.lost[shard] = error
+                raise
+        return held.tar
 
     def _opened(self, shard: int) -> _OpenShard:
+        if shard in self._unindexed:
+            raise ShardLost(str(self._unindexed[shard]))
         if shard not in self._open:
-            self._open[shard] = _OpenShard(*self._locate(shard))
-            if len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)
+            manifest, i = self._locate(shard)
+            try:
+                self._open[shard] = self._with_room(shard, lambda: _OpenShard(manifest, i))
+            except ShardLost as error:
+                self.lost[shard] = self._unindexed[shard] = error
+                raise
+        held = self._open[shard]
+        held.used = time.monotonic()
         self._open.move_to_end(shard)
-        return self._open[shard]
+        while len(self._open) > OPEN_SHARDS or self._oldest().used < held.used - IDLE:
+            self._open.popitem(last=False)
+        return held
+
+    def _oldest(self) -> _OpenShard:
+        return next(iter(self._open.values()))
+
+    def _with_room(self, shard: int, action: Callable[[], Result]) -> Result:
+        """`action()`; while the cache is full, shards other than this one are closed for it."""
+        end = time.monotonic() + ROOM_PATIENCE
+        while True:
+            try:
+                return action()
+            except NoRoom:
+                oldest = next(iter(self._open), shard)
+                if oldest != shard:
+                    del self._open[oldest]
+                elif time.monotonic() > end:
+                    raise
+                else:
+                    time.sleep(random.uniform(0.05, 0.5))
 
 
 class _OpenShard:
@@ -110,9 +228,9 @@ class _OpenShard:
     def __init__(self, manifest: Manifest, i: int):
         lines = manifest.index_lines(i)
         self._starts = np.cumsum([0] + [len(line) + 1 for line in lines])
-        tar = manifest.folder / manifest.shards[i].name
-        self.tar = _open(tar)
-        self.index = _open(tar.with_name(index_name(tar.name)))
+        self.index = manifest.open_index(i)
+        self.tar: int | None = None
+        self.used = 0.0
 
     def line(self, position: int) -> bytes:
         start, end = self._starts[position : position + 2].tolist()
@@ -120,15 +238,8 @@ class _OpenShard:
 
     def __del__(self) -> None:
         for name in ("tar", "index"):
-            if name in self.__dict__:
-                os.close(self.__dict__[name])
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise broken(path, f"cannot be opened ({error.strerror})") from None
+            if (file := self.__dict__.get(name)) is not None:
+                os.close(file)
 
 
 def _common_labels(manifests: Sequence[Manifest]) -> tuple[str, ...]:

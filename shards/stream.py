@@ -1,68 +1,36 @@
 """Batches from shards, in the order of `shards.order`, from any step on.
 
-Owns the configuration, the loader, and what becomes of a run whose samples cannot be read: each
-keeps its place with weight 0 and goes to the ledger, nothing replaces it, and too many end the run.
+Owns the loader, and what becomes of a run whose samples cannot be read: each keeps its place with
+weight 0 and goes to the ledger, nothing replaces it, and too many end the run.
 Refuses to know models, devices and objectives.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from shards.augment import AugmentConfig, ViewConfig
+from shards.ahead import Ahead
 from shards.batch import ClipBatch
+from shards.cache import gb_for
 from shards.clips import Clips, Trouble
-from shards.index import ManifestError
-from shards.ledger import Failure, Ledger
+from shards.config import DataConfig
+from shards.index import ShardLost
+from shards.ledger import Failure, Ledger, read_skip
 from shards.manifest import Manifest
-from shards.order import Order, Slot, check_micro_batch, check_world
+from shards.order import Balance, Mixture, Order, check_micro_batch, check_world
+from shards.place import locate
+from shards.places import Places
 from shards.reader import Collection
 from shards.workers import deaths_explained, prepare, start_context, without_main
 
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which clips, and how they are cut and loaded."""
-
-    shards: tuple[str, ...]
-    """Shard folders, as written by `python -m shards ingest`."""
-    split: str | None = None
-    """Only the samples of this split; None takes all."""
-    streams: int = 64
-    """Logical streams that fix the order of samples: they divide the global batch, and the number
-    of workers divides them. A run keeps them for life: no more workers can ever share it."""
-    frames: int = 16
-    """Frames of a clip."""
-    stride: int | None = 4
-    """Video frames from one frame of a clip to the next; None spreads the clip over the video."""
-    size: int = 224
-    """Pixels a side."""
-    loader_workers: int = 2
-    """Processes that decode, of each training worker; 0 decodes in the trainer itself."""
-    prefetch: int = 2
-    """Micro-batches that each of them holds ready."""
-    seed: int = 0
-    """Of the order of samples and of every random choice about them."""
-    max_failed_share: float = 0.01
-    """The run stops when more than this share of its samples cannot be read."""
-    views: ViewConfig = field(default_factory=ViewConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-
-    def __post_init__(self) -> None:
-        least = {"streams": 1, "frames": 1, "size": 1, "loader_workers": 0, "prefetch": 1}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"data.{name} is {getattr(self, name)}: use {smallest} or more")
-        if self.stride is not None and self.stride < 1:
-            raise ValueError(f"data.stride is {self.stride}: use 1 or more, or None")
-        if not 0 <= self.max_failed_share <= 1:
-            raise ValueError(f"data.max_failed_share is {self.max_failed_share}: use 0..1")
+__all__ = ["ClipStream", "DataConfig", "TooManyFailures", "open_clips", "open_collection"]
 
 
 class TooManyFailures(RuntimeError):
@@ -86,8 +54,8 @@ def open_clips(
         global_batch: clips a step over all ranks.
         micro_batch: clips a batch; global_batch / (world · micro_batch) batches make a step.
         start_step: the first step served.
-        train: shuffled, augmented and without end; else every sample once, in the order on disk,
-            in the views of `data.views`.
+        train: shuffled, mixed, balanced, augmented and without end; else every sample once, in the
+            order on disk, in the views of `data.views`.
         ledger: where unreadable samples are written down; None only counts them.
 
     Raises ManifestError where a folder is not what was ingested, and ValueError where the numbers
@@ -101,8 +69,11 @@ def open_clips(
         global_batch=global_batch,
         seed=data.seed,
         shuffle=train,
+        mixture=_mixture(data, collection) if train else None,
+        balance=_balance(data, collection) if train else None,
     )
     check_micro_batch(micro_batch, global_batch, world)
+    _check_cache(data, collection, world)
     places = Places(order, micro_batch, rank, world, start_step, endless=train)
     return ClipStream(data, collection, places, train=train, ledger=ledger)
 
@@ -111,9 +82,13 @@ def open_collection(data: DataConfig) -> Collection:
     """The samples that a config names, every shard's presence and size checked."""
     if not data.shards:
         raise ValueError("data.shards is empty: name shard folders with --data.shards DIR …")
-    manifests = [Manifest.open(folder) for folder in data.shards]
+    manifests = [Manifest.open(locate(folder, data.source)) for folder in data.shards]
+    lost: dict[int, ShardLost] = {}
+    first = 0
     for manifest in manifests:
-        manifest.check_files()
+        lost |= {first + i: error for i, error in manifest.lost_files().items()}
+        first += len(manifest.shards)
+    _check_lost(data, list(lost.values()))
     wanted = data.split
     samples = sum(m.samples if wanted is None else m.splits.get(wanted, 0) for m in manifests)
     if samples == 0:
@@ -123,28 +98,50 @@ def open_collection(data: DataConfig) -> Collection:
             f"splits there: {', '.join(known) or 'none'}"
         )
     if samples == sum(m.samples for m in manifests):
-        return Collection(manifests, keep=None)
-    return Collection(manifests, keep=lambda record: record.split == wanted)
+        wanted = None  # spares reading the indexes
+    skip = read_skip(data.skip, data.source)
+    collection = Collection(manifests, split=wanted, lost=lost, skip=skip)
+    _check_lost(data, list(collection.lost.values()))
+    return collection
 
 
-@dataclass(frozen=True)
-class Places:
-    """The places of one rank, a micro-batch at a time, in the order of steps."""
+def _check_lost(data: DataConfig, lost: list[ShardLost]) -> None:
+    """ShardLost, of the first, where more shards are lost than allowed."""
+    if len(lost) > data.allow_missing:
+        raise ShardLost(
+            f"{lost[0]}. Lost are {len(lost)}, allowed {data.allow_missing}: "
+            f"--data.allow_missing {len(lost)} goes on without"
+        )
 
-    order: Order
-    micro_batch: int
-    rank: int
-    world: int
-    start_step: int
-    endless: bool
 
-    def __iter__(self) -> Iterator[list[Slot]]:
-        first = self.start_step
-        last = self.order.steps_per_epoch
-        for step in itertools.count(first) if self.endless else range(first, last):
-            slots = self.order.slots(step, rank=self.rank, world=self.world)
-            for i in range(0, len(slots), self.micro_batch):
-                yield slots[i : i + self.micro_batch]
+def _mixture(data: DataConfig, collection: Collection) -> Mixture | None:
+    if data.weights is None:
+        return None
+    if len(data.weights) != len(data.shards):
+        raise ValueError(
+            f"data.weights has {len(data.weights)} numbers for {len(data.shards)} of data.shards: "
+            "give one a folder"
+        )
+    sizes = tuple(len(manifest.shards) for manifest in collection.manifests)
+    return Mixture(sizes, data.weights, data.shards)
+
+
+def _balance(data: DataConfig, collection: Collection) -> Balance | None:
+    return None if data.balance is None else Balance(collection.classes, data.balance)
+
+
+def _check_cache(data: DataConfig, collection: Collection, world: int) -> None:
+    """ValueError where the cache cannot hold a shard for every stream of a rank."""
+    away = [m for m in collection.manifests if not isinstance(m.folder, Path)]
+    sizes = sorted((shard.bytes for m in away for shard in m.shards), reverse=True)
+    at_once = data.streams // world * (len(away) if data.weights else 1)
+    needed = sum(sizes[:at_once])
+    if needed > data.cache_gb * 1e9:
+        raise ValueError(
+            f"data.cache_gb {data.cache_gb} cannot hold the {min(at_once, len(sizes))} shards that "
+            f"a worker reads at once ({needed / 1e9:.3g} GB): use --data.cache_gb "
+            f"{gb_for(needed)} or more, write smaller shards, or use fewer data.streams"
+        )
 
 
 class ClipStream:
@@ -165,6 +162,7 @@ class ClipStream:
     ):
         self.samples = places.order.samples
         self.steps_per_epoch = places.order.steps_per_epoch
+        self.collection = collection
         self.labels = collection.labels
         self.served = 0
         """Samples handed out since the stream was opened, padding not counted."""
@@ -172,7 +170,12 @@ class ClipStream:
         """How often a sample could not be read."""
         self.unreadable: dict[tuple[str, str], Failure] = {}
         """Those samples, by shard and key, each with its first failure."""
-        self._data, self._ledger = data, ledger
+        self.missing: dict[str, str] = {}
+        """Shards that are lost, and why."""
+        self.left_out: Counter[str] = Counter()
+        """Clips that were not shown: their own fault ("sample"), lost with their shard ("shard"),
+        or named by an earlier ledger ("skipped")."""
+        self._data, self._ledger, self._places = data, ledger, places
         self._running: Generator[ClipBatch] | None = None
         workers = data.loader_workers
         clips = Clips(
@@ -181,7 +184,9 @@ class ClipStream:
             stride=data.stride,
             size=data.size,
             how=data.augment if train else data.views,
+            repeats=data.repeats,
         )
+        self._repeats = data.repeats if train else 1
         self._loader = DataLoader(
             clips,
             batch_sampler=places,
@@ -193,6 +198,12 @@ class ClipStream:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every start draws from the trainer's random numbers
         )
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, str]]:
+        """Place and sha256 of every manifest, by name: for the record of a run."""
+        manifests = enumerate(self.collection.manifests)
+        return {f"manifest_{i}": manifest.origin for i, manifest in manifests}
 
     def __iter__(self) -> Iterator[ClipBatch]:
         self.close()
@@ -214,6 +225,7 @@ class ClipStream:
     def _serve(self) -> Generator[ClipBatch]:
         with without_main():
             loaded = iter(self._loader)
+        ahead = Ahead(self.collection, self._places)
         try:
             while True:
                 with deaths_explained():
@@ -221,20 +233,29 @@ class ClipStream:
                 if item is None:
                     return
                 batch, troubles = item
+                ahead.reach()
                 self._account(batch, troubles)
                 yield batch
         finally:
+            ahead.close()
             # Else the processes live as long as somebody holds the traceback of what ended this.
             if isinstance(loaded, _MultiProcessingDataLoaderIter):
                 loaded._shutdown_workers()
 
     def _account(self, batch: ClipBatch, troubles: list[Trouble]) -> None:
-        self.served += sum(key != "" for key in batch.keys)
+        self.served += sum(key != "" for key in batch.keys) // self._repeats
         for trouble in troubles:
-            if isinstance(trouble, ManifestError):
+            if not isinstance(trouble, Failure):
                 raise trouble
-            self.failed += 1
-            self.unreadable.setdefault((trouble.shard, trouble.key), trouble)
+            self.left_out[trouble.kind] += 1
+            if trouble.kind == "skipped":
+                continue
+            if trouble.kind == "shard":
+                self.missing.setdefault(trouble.shard, trouble.reason)
+                _check_lost(self._data, [ShardLost(why) for why in self.missing.values()])
+            else:
+                self.failed += 1
+                self.unreadable.setdefault((trouble.shard, trouble.key), trouble)
             if self._ledger is not None:
                 self._ledger.add(trouble)
         allowed = self._data.max_failed_share

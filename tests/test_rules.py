@@ -30,6 +30,8 @@ WALLS = {  # a third party → the files or folders that may name it
         "finetune/predictor",
     ),
     "webdataset": ("shards/",),
+    "fsspec": ("shards/place.py",),
+    "aiohttp": ("shards/place.py",),
     "decord": ("shards/",),
     "av": ("shards/",),
     "cv2": ("shards/",),

@@ -26,9 +26,9 @@ from shards.ingest.inputs import (
     shown,
 )
 from shards.ingest.numbering import FrameFolder
+from shards.ingest.settings import MARKS
 from shards.ingest.tables import table
 
-MARKS = ("onset", "apex", "offset")
 TEXTS = (
     *("label", "subject_id", "source_id", "split", "objective_class"),
     *("dataset", "version", "licence"),

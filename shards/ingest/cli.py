@@ -11,21 +11,27 @@ import dataclasses
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from shards.ingest.inputs import Collected, InputError
+from shards.ingest.progress import progress
+from shards.ingest.publish import unfinished
 from shards.ingest.run import IngestError, Summary, ingest
 from shards.ingest.settings import IngestSettings
 
 SETTINGS = {f.name: f for f in dataclasses.fields(IngestSettings)}
 HELP = {
     "size": "pixels a side of the stored square picture",
-    "detector": "haar (comes with OpenCV), or none for data that is already cropped",
+    "detector": "haar (comes with OpenCV), yunet, or none for data that is already cropped",
+    "detector_model": "model file of yunet, from OpenCV's model zoo",
+    "detector_sha256": "of that file, if it is not a public one",
     "crop": "what decides the crop: track (the face's whole way) or onset (the onset frame)",
+    "derived": "stored beside clips with annotated onset and apex: flow, strain, keyframes",
+    "cuts": "split: a clip ends where a new shot begins; keep: it goes on",
     "margin": "added around the face on each side, as a share of its width",
     "min_face": "smallest face, in pixels of the source",
     "min_found": "smallest share of looked-at frames with the face found",
@@ -55,17 +61,34 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--holdout", nargs="+", default=[], metavar="NAME=SHARE", help="test=0.2 val=0.1"
     )
-    p.add_argument("--jobs", type=_positive, help="videos at once (default: processors)")
+    p.add_argument(
+        "--jobs",
+        type=_positive,
+        help="videos (with --ray, groups of 4) at once; else one a processor",
+    )
+    p.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="work on a Ray cluster: this one, that of RAY_ADDRESS, or the one on this machine",
+    )
     p.add_argument("--shard-samples", type=_positive, default=512, help="clips a shard, at most")
     p.add_argument(
         "--shard-bytes", type=_positive, default=256 << 20, help="bytes a shard, at most"
     )
     p.add_argument("--max-rejected-share", type=_share, default=0.5, help="fail above this share")
     p.add_argument("--overwrite", action="store_true", help="replace shards that are already there")
+    p.add_argument(
+        "--restart",
+        action="store_true",
+        help="start over, where the shards of a stopped run would be gone on with",
+    )
     for name, field in SETTINGS.items():
-        flag, kind = f"--{name.replace('_', '-')}", type(field.default)
-        about = f"{HELP[name]} (default: {field.default})"
-        p.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=about)
+        kind, nargs = (str, "+") if field.default == () else (type(field.default), None)
+        about = f"{HELP[name]} (default: {field.default or 'none'})"
+        flag = f"--{name.replace('_', '-')}"
+        p.add_argument(flag, type=kind, nargs=nargs, default=argparse.SUPPRESS, help=about)
     return p
 
 
@@ -102,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
         videos, collected, suited = _collected(args)
         given = {name: getattr(args, name) for name in SETTINGS if name in args}
         settings = IngestSettings(**suited | given)
-        with _stoppable(), _progress() as progress:
+        with _stoppable(), progress() as update:
             summary = ingest(
                 videos,
                 args.out,
@@ -115,14 +138,20 @@ def main(argv: Sequence[str]) -> int:
                 shard_bytes=args.shard_bytes,
                 max_rejected_share=args.max_rejected_share,
                 overwrite=args.overwrite,
-                progress=progress,
+                restart=args.restart,
+                ray=args.ray,
+                progress=update,
             )
     except IngestError as error:
         return _fail(error, 1)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        status = _fail(error, 2)
+        print(f"ingest: {unfinished(args.out)}", file=sys.stderr)
+        return status
+    except ValueError as error:
         return _fail(error, 2)
     except KeyboardInterrupt:
-        return _fail("stopped; nothing was written", 130)
+        return _fail(f"stopped; {unfinished(args.out)}", 130)
     print(_report(summary))
     return 0
 
@@ -192,46 +221,6 @@ def _stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int, int], None]]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> str:
-            return f"{task.completed / max(task.elapsed or 0, 1e-3):.1f} videos/s"
-
-    bar = Progress(
-        TextColumn("ingest"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TextColumn("{task.fields[rejected]} rejected"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-        console=Console(stderr=True),
-    )
-    task = bar.add_task("ingest", total=None, rejected=0)
-
-    def update(done: int, total: int, rejected: int) -> None:
-        bar.start()  # here, not before: a request that is refused shows no bar
-        bar.update(task, completed=done, total=total, rejected=rejected)
-
-    try:
-        yield update
-    finally:
-        if bar.live.is_started:
-            bar.stop()
 
 
 def _report(s: Summary) -> str:

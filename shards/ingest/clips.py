@@ -47,6 +47,7 @@ class Skipped:
     start: float
     stop: float
     reason: str
+    action: str
 
 
 def plan(seen: Survey, settings: IngestSettings) -> tuple[list[Plan], list[Skipped]]:
@@ -74,21 +75,47 @@ def plan(seen: Survey, settings: IngestSettings) -> tuple[list[Plan], list[Skipp
     return plans, [_skipped(seen, cut) for cut, p in followed if p is None]
 
 
-def plan_whole(seen: Survey, settings: IngestSettings) -> Plan:
-    """The video as one clip: its longest sound stretch. Raises Rejected where it cannot be used."""
-    return _plan_whole(seen, settings, max(_sound_spans(seen), key=len))
+def plan_whole(seen: Survey, settings: IngestSettings) -> tuple[Plan, list[Skipped]]:
+    """The video as one clip: its longest sound shot with a face; and the shots beside it.
+
+    Raises Rejected where none can be used, for the reason of the longest.
+    """
+    first: Rejected | None = None
+    for span in sorted(_sound_spans(seen), key=len, reverse=True):
+        try:
+            found = _plan_whole(seen, settings, span)
+        except Rejected as no:
+            first = first or no
+            continue
+        return found, [_other_shot(seen, s) for s in _shots_beside(seen, span)]
+    assert first
+    raise first
+
+
+def _shots_beside(seen: Survey, span: timing.Span) -> list[timing.Span]:
+    """The other shots of the sound stretch that `span` is part of."""
+    run = seen.runs[span.start]
+    return [s for s in _sound_spans(seen) if s != span and seen.runs[s.start] == run]
+
+
+def _other_shot(seen: Survey, span: timing.Span) -> Skipped:
+    start, last = seen.seconds[span.start], seen.seconds[span.stop - 1]
+    reason = "another shot than the clip; a labelled clip is one shot"
+    return Skipped(float(start), float(last), reason, "nothing; or --cuts keep")
 
 
 def _sound_spans(seen: Survey) -> list[timing.Span]:
+    """Stretches without damage and without a cut."""
     spans = timing.sound_spans(seen.runs)
     if not spans:
         raise Rejected("every frame is damaged", "copy it again from its source")
-    return spans
+    return [part for span in spans for part in timing.split_at(span, seen.shots)]
 
 
 def _skipped(seen: Survey, cut: timing.Cut) -> Skipped:
     start, last = seen.seconds[cut.span.start], seen.seconds[cut.span.stop - 1]
-    return Skipped(float(start), float(last), "no face long enough in this part of the video")
+    reason = "no face long enough in this part of the video"
+    return Skipped(float(start), float(last), reason, "nothing, if there is no face")
 
 
 def _plan_whole(seen: Survey, settings: IngestSettings, span: timing.Span) -> Plan:

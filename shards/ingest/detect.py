@@ -2,8 +2,8 @@
 
 A detector takes a picture, uint8 [h, w, 3] RGB, and returns boxes, float [n, 5]: left, top, width,
 height in its pixels, and a confidence of 0 … 1; from `SURE` on it needs no second witness. Knows
-neither files nor clips. Another detector is one more class, its line
-in `DETECTORS` and its name in `settings.DetectorName`.
+neither videos nor clips. Another detector is one more class, its line in `DETECTORS` and its name
+in `settings.DetectorName`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from shards.ingest.models import WHERE, ModelError, model_bytes
+
 SURE = 0.9
+YUNET_LEAST = 0.6
+"""Least score of a face that YuNet reports."""
 DETECT_SIDE = 480
 """Longer side of the picture a detector looks at."""
 TILT = 28
@@ -75,16 +79,51 @@ class Haar:
         return found
 
 
-DETECTORS: dict[str, Callable[[], Detector]] = {"haar": Haar}
+class YuNet:
+    """OpenCV's FaceDetectorYN with a model file of the 2023 form (Wu et al. 2023, YuNet).
+
+    Its boxes are higher than wide; they become squares about the same middle, as Haar's are.
+    """
+
+    def __init__(self, model: str) -> None:
+        data = np.frombuffer(model_bytes(model), np.uint8)
+        try:
+            self._net = cv2.FaceDetectorYN.create("onnx", data, np.zeros(0, np.uint8), (320, 320))
+        except cv2.error as error:
+            raise ModelError(
+                f"{model} is no model that OpenCV {cv2.__version__} can load ({error.err}); take "
+                f"{WHERE['yunet']}"
+            ) from None
+        self._net.setScoreThreshold(YUNET_LEAST)
+
+    def __call__(self, rgb: np.ndarray, *, sure: bool = False, least: float = 0) -> np.ndarray:
+        scale = min(1.0, DETECT_SIDE / max(rgb.shape[:2]))
+        bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+        if scale < 1:
+            bgr = cv2.resize(bgr, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        self._net.setInputSize((bgr.shape[1], bgr.shape[0]))
+        rows = self._net.detect(bgr)[1]
+        rows = np.zeros((0, 15)) if rows is None else np.asarray(rows, np.float64)
+        boxes = rows[:, [0, 1, 2, 3, 14]].round(2)  # what lies beyond differs between processors
+        boxes[:, :4] /= scale
+        side = boxes[:, 2:4].max(axis=1, initial=0)[:, None]
+        boxes[:, :2] += boxes[:, 2:4] / 2 - side / 2
+        boxes[:, 2:4] = side
+        kept = (boxes[:, 2] >= max(1.0, least)) & (boxes[:, 4] >= (SURE if sure else 0))
+        return _outermost(boxes[kept])
+
+
+DETECTORS: dict[str, Callable[[str], Detector]] = {"haar": lambda model: Haar(), "yunet": YuNet}
+"""Each is made with the path of its model file."""
 
 
 @cache
-def detector(name: str) -> Detector | None:
-    """The detector of that name; None for "none"."""
+def detector(name: str, model: str = "") -> Detector | None:
+    """The detector of that name; None for "none". Raises ModelError."""
     if name == "none":
         return None
     cv2.setNumThreads(1)  # with more, the order of OpenCV's candidates changes from run to run
-    return DETECTORS[name]()
+    return DETECTORS[name](model)
 
 
 class Follower:

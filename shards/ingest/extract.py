@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from shards.ingest.isolate import FRAMES, RESULT, Sandbox, job
+from shards.ingest.models import with_model
 from shards.ingest.settings import IngestSettings, Rejected
 
 
@@ -51,11 +52,11 @@ def extract_face(
     """The face in a video file, or in the bytes of one, as one clip.
 
     Raises Rejected with reason and action where there is no usable face, FileNotFoundError where
-    there is no such file. Decoding runs in a disposable process with the settings' limits of time
-    and memory (the first call starts it, about a second); `isolated=False` decodes here, for files
-    that are trusted.
+    there is no such file, ModelError where the detector's model file is missing. Decoding runs in a
+    disposable process with the settings' limits of time and memory (the first call starts it, about
+    a second); `isolated=False` decodes here, for files that are trusted.
     """
-    settings = settings or IngestSettings()
+    settings = with_model(settings or IngestSettings())
     with tempfile.TemporaryDirectory(prefix="face-") as folder:
         out = Path(folder)
         if isinstance(source, bytes):

@@ -25,11 +25,14 @@ ApexSource = Literal["annotated", "middle", "spotted"]
 """Who says where the apex is: the data set, the half of onset and offset, or a spotting method."""
 
 
+CLIP_NUMBER = re.compile(r"-[0-9]{4,}$")
+
+
 class InputError(ValueError):
     """What was handed in cannot be worked with as a whole; the message names the fix."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Annotation:
     """What is known of a clip before its video is opened; see `schema.Record`."""
 
@@ -49,7 +52,7 @@ class Annotation:
     patch_id: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One video to ingest."""
 
@@ -80,7 +83,7 @@ class Collected:
     """Ingest settings that suit these items, where the user asks for none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A row of rejected.csv."""
 
@@ -131,13 +134,14 @@ def keyed(found: Sequence[tuple[Path, str]]) -> list[Item]:
 
 
 def named(items: Sequence[Item]) -> list[Item]:
-    """The items with unique keys, in the order of these."""
+    """The items with unique keys, in the order of these. No key is that of another's clip."""
     sources = {item.relative for item in items}
     times = Counter(key_of(relative) for relative in sources)
     ready = []
     for item in items:
         key = key_of(item.relative)
-        key = key if times[key] == 1 else hashed(key, item.relative)
+        taken = times[key] > 1 or (CLIP_NUMBER.search(key) and CLIP_NUMBER.sub("", key) in times)
+        key = hashed(key, item.relative) if taken else key
         ready.append(replace(item, key=f"{key}-{item.part}" if item.part else key))
     return sorted(ready, key=lambda item: item.key)
 

@@ -1,18 +1,19 @@
 """Results of videos to samples in shards: keys, records, and what was refused.
 
-Keeps counts, not records, so that its memory does not grow with what was stored.
+Keeps counts, not records, so that its memory does not grow with what was stored or refused.
 """
 
 from __future__ import annotations
 
 import csv
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.ingest.inputs import Annotation, Item, Refused, hashed
+from shards.index import Shard
+from shards.ingest.inputs import Annotation, Item, Refused
+from shards.ingest.journal import Journal
 from shards.ingest.pool import Outcome
 from shards.ingest.settings import IngestSettings, Rejected
 from shards.ingest.write import ShardsWriter
@@ -20,48 +21,75 @@ from shards.schema import FaceTrack, Record
 
 
 class Packer:
-    """Takes one video's outcome after the other."""
+    """Takes one video's outcome after the other, from where the journal says on."""
 
-    def __init__(self, writer: ShardsWriter, settings: IngestSettings) -> None:
-        self._writer = writer
+    def __init__(
+        self, folder: Path, settings: IngestSettings, journal: Journal, *, samples: int, size: int
+    ) -> None:
+        """Shards of at most `samples` clips and `size` bytes into `folder`."""
         self._settings = settings
-        self._keys: set[str] = set()
-        self.refused: list[Refused] = []
-        self.parts: list[Refused] = []
-        self.labels: set[str] = set()
-        self.splits: Counter[str] = Counter()
-        self.clips = self.frames = self.damaged = 0
-        self.seconds = 0.0
+        self._journal = journal
+        self._from = self._at = journal.at
+        self._writer = ShardsWriter(
+            folder,
+            samples=samples,
+            max_bytes=size,
+            finished=journal.finished,
+            on_finish=lambda shard: journal.commit(shard, self._at),
+        )
+        self.counts = journal.counts
 
-    def add(self, item: Item, outcome: Outcome, folder: Path) -> None:
-        """The clips of one video into the shard, or its refusal into the list; empties `folder`."""
+    @property
+    def shards(self) -> list[Shard]:
+        """The finished ones."""
+        return self._writer.shards
+
+    def add(self, number: int, item: Item, outcome: Outcome, folder: Path) -> None:
+        """The clips of video `number` into the shard, or its refusal into the list; empties
+        `folder`."""
+        self._at = (number, 0)
         if isinstance(outcome, Rejected):
-            self.refused.append(Refused(item.name, outcome.reason, outcome.action))
+            self._refuse(Refused(item.name, outcome.reason, outcome.action))
         else:
-            for part in outcome["skipped"]:
+            for i, clip in enumerate(outcome["clips"]):
+                self._at = (number, i)
+                if self._at >= self._from:
+                    several = f"-{i:04d}" if len(outcome["clips"]) > 1 else ""
+                    self._clip(item, item.key + several, clip, folder / f"{i:04d}")
+                    self._at = (number, i + 1)
+                    if self._writer.full:
+                        self._writer.finish_shard()
+            for part in outcome["skipped"]:  # last: a shard that ends in between drops no row
                 at = f"{item.relative}#t={part['start']:.2f},{part['stop']:.2f}"
-                self.parts.append(Refused(at, part["reason"], "nothing, if there is no face"))
-            for number, clip in enumerate(outcome["clips"]):
-                several = f"-{number:04d}" if len(outcome["clips"]) > 1 else ""
-                self._clip(item, item.key + several, clip, folder / f"{number:04d}.mp4")
+                self._journal.refuse("part", Refused(at, part["reason"], part["action"]))
+                self.counts.parts += 1
         shutil.rmtree(folder)
 
-    def _clip(self, item: Item, key: str, clip: Mapping[str, Any], video: Path) -> None:
-        if key in self._keys:
-            key = hashed(key, item.relative)
+    def finish(self, videos: int) -> None:
+        """Closes the last shard, after all videos."""
+        self._at = (videos, 0)
+        self._writer.finish_shard()
+
+    def _refuse(self, row: Refused) -> None:
+        self._journal.refuse("video", row)
+        self.counts.refused += 1
+
+    def _clip(self, item: Item, key: str, clip: Mapping[str, Any], files: Path) -> None:
+        """`files`: path of the clip's files without suffix."""
         record = record_of(item, key, clip, self._settings)
         if problems := record.problems():
-            refused = Refused(item.name, "; ".join(problems), "correct the annotation")
-            self.refused.append(refused)
+            self._refuse(Refused(item.name, "; ".join(problems), "correct the annotation"))
             return
-        self._writer.add(key, video, record)
-        self._keys.add(key)
-        self.labels.update({record.label} if record.label else ())
-        self.splits.update([record.split] if record.split else ())
-        self.clips += 1
-        self.frames += record.num_frames
-        self.seconds += record.num_frames / record.fps
-        self.damaged += record.damaged is not None
+        self._writer.add(key, files, record)
+        c = self.counts
+        if record.label:
+            c.labels[record.label] = c.labels.get(record.label, 0) + 1
+        if record.split:
+            c.splits[record.split] = c.splits.get(record.split, 0) + 1
+        c.clips += 1
+        c.frames += record.num_frames
+        c.seconds += record.num_frames / record.fps
+        c.damaged += record.damaged is not None
 
 
 def record_of(item: Item, key: str, clip: Mapping[str, Any], settings: IngestSettings) -> Record:

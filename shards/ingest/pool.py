@@ -5,6 +5,7 @@ Results wait as files until their turn, a bounded number of videos ahead of the 
 
 from __future__ import annotations
 
+import secrets
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,13 +24,13 @@ Outcome = dict[str, Any] | Rejected
 
 
 def outcomes(
-    items: Sequence[Item], work: Path, settings: IngestSettings, *, jobs: int
-) -> Generator[tuple[Item, Outcome, Path], None, None]:
-    """(item, its result or rejection, folder of its files) in the order of `items`.
+    items: Sequence[Item], work: Path, settings: IngestSettings, *, jobs: int, start: int = 0
+) -> Generator[tuple[int, Outcome, Path]]:
+    """(number, result or rejection, folder of its files) of `items` from number `start` on.
 
     Close the iterator to stop: it ends all processes.
     """
-    sandboxes = [Sandbox() for _ in range(max(1, min(jobs, len(items))))]
+    sandboxes = [Sandbox() for _ in range(max(1, min(jobs, len(items) - start)))]
     free: SimpleQueue[Sandbox] = SimpleQueue()
     for sandbox in sandboxes:
         free.put(sandbox)
@@ -38,21 +39,23 @@ def outcomes(
         folder.mkdir()
         sandbox = free.get()
         try:
-            return sandbox.run(_job(item, folder, settings))
+            return sandbox.run(job_of(item, folder, settings))
         except Rejected as no:
             return no
         finally:
             free.put(sandbox)
 
-    waiting: deque[tuple[Item, Path, Future[Outcome]]] = deque()
-    todo = ((item, work / f"{number:08d}") for number, item in enumerate(items))
+    waiting: deque[tuple[int, Path, Future[Outcome]]] = deque()
+    mark = secrets.token_hex(4)  # of a killed run a process may still be writing
+    todo = ((n, work / f"{n:08d}-{mark}") for n in range(start, len(items)))
     pool = ThreadPoolExecutor(len(sandboxes))
     try:
-        for _ in items:
+        for _ in range(start, len(items)):
             while len(waiting) < AHEAD * len(sandboxes) and (task := next(todo, None)):
-                waiting.append((*task, pool.submit(one, *task)))
-            item, folder, future = waiting.popleft()
-            yield item, future.result(), folder
+                number, folder = task
+                waiting.append((number, folder, pool.submit(one, items[number], folder)))
+            number, folder, future = waiting.popleft()
+            yield number, future.result(), folder
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for sandbox in sandboxes:
@@ -60,7 +63,8 @@ def outcomes(
         pool.shutdown(wait=True)
 
 
-def _job(item: Item, out: Path, settings: IngestSettings) -> dict[str, Any]:
+def job_of(item: Item, out: Path, settings: IngestSettings) -> dict[str, Any]:
+    """What the disposable process is told to do with a video."""
     a = item.annotation
     whole = a is not None and (a.label is not None or bool(a.marks))
     marks = dict(a.marks) if a else {}

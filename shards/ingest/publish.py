@@ -1,49 +1,156 @@
 """Folders that appear whole or not at all: written aside on the same disk, then renamed.
 
-Owns who may replace what: only a folder that holds a manifest of ours is ever overwritten.
+    .OUT.partial-ingest/   lock · request.json, done.jsonl, rows.jsonl (`journal`) · work/ · shards/
+
+Owns who may replace what: only a folder that holds a manifest of ours is ever overwritten; and who
+may write: one run at a time, from whichever machine. What a stopped run had finished stays and is
+gone on with; a run that finished nothing leaves nothing.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from shards.ingest.inputs import InputError
+from shards.ingest.journal import DONE, SHARDS, Journal, clear_unfinished, finished_shards
 from shards.manifest import MANIFEST
+
+LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class Aside:
+    """Where a run writes."""
+
+    shards: Path
+    """What `publish` will rename."""
+    work: Path
+    """For files of videos in the making."""
+    journal: Journal
 
 
 @contextmanager
-def written_aside(out: Path, *, overwrite: bool, expected: int) -> Iterator[Path]:
-    """A hidden folder beside `out` to write into, gone afterwards unless `publish` renamed it.
+def written_aside(
+    out: Path, request: Mapping[str, Any], *, overwrite: bool, restart: bool, expected: int
+) -> Iterator[Aside]:
+    """The folder beside `out` to write into: a new one, or that of a stopped run of this request.
 
-    `expected` bytes must be free. Raises InputError where `out` may not be written.
+    Gone afterwards if `publish` renamed its shards, or if it holds no finished shard. `expected`
+    bytes must be free for a new one. Raises InputError where `out` may not be written.
     """
     from shards.ingest.write import room_for
 
+    root = aside_of(out)
+    _restore(out, root)
     refuse(out, overwrite=overwrite)
-    parent = out.absolute().parent
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
-        aside = parent / f".{out.name}.partial-{socket.gethostname()}-{os.getpid()}"
-        with room_for(parent, expected):
-            aside.mkdir()
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with room_for(root.parent, 0 if finished_shards(root) and not restart else expected):
+            lock = _locked(root, out)
     except PermissionError as error:
         raise InputError(
-            f"{parent} cannot be written ({error.strerror}); choose another --out"
+            f"{root.parent} cannot be written ({error.strerror}); choose another --out"
         ) from None
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{error.filename} is in the way; choose another --out") from None
     try:
-        with room_for(aside, 0):
-            yield aside
+        if restart or not finished_shards(root):
+            _clear(root, but=LOCK)
+        aside = _opened(root, request)
+        try:
+            with room_for(root, 0):
+                yield aside
+        finally:
+            aside.journal.close()
+            _leave(aside, root)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if not finished_shards(root):
+            shutil.rmtree(root, ignore_errors=True)
+        lock.close()
+
+
+def aside_of(out: Path) -> Path:
+    """Where the unfinished shards of `out` lie."""
+    return out.absolute().parent / f".{out.name}.partial-ingest"
+
+
+def unfinished(out: Path) -> str:
+    """What a run that stopped left, for people."""
+    kept = finished_shards(aside_of(out))
+    if not kept:
+        return "nothing was written"
+    return f"{kept} finished shard{'s' * (kept != 1)} kept; the same command goes on from there"
+
+
+def _opened(root: Path, request: Mapping[str, Any]) -> Aside:
+    shutil.rmtree(root / "work", ignore_errors=True)
+    for name in ("work", SHARDS):
+        (root / name).mkdir(exist_ok=True)
+    journal = Journal(root, request)
+    try:
+        clear_unfinished(root / SHARDS, journal.finished)
+    except InputError:
+        journal.close()
+        raise
+    return Aside(root / SHARDS, root / "work", journal)
+
+
+def _leave(aside: Aside, root: Path) -> None:
+    """After a run: nothing where it published, else what it had finished."""
+    if not aside.shards.exists():
+        (root / DONE).unlink(missing_ok=True)
+    shutil.rmtree(aside.work, ignore_errors=True)
+
+
+def _clear(root: Path, *, but: str) -> None:
+    (root / DONE).unlink(missing_ok=True)  # first: without it the rest counts for nothing
+    for path in root.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != but:
+            path.unlink()
+
+
+def _locked(root: Path, out: Path) -> IO[bytes]:
+    """The folder's lock, held until it is closed or this process dies. Makes the folder."""
+    while True:
+        root.mkdir(exist_ok=True)
+        file = (root / LOCK).open("a+b")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read(200).decode("utf-8", "replace")
+            file.close()
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise InputError(
+                    f"another ingest ({holder}) is writing {out}; wait for it, or choose another "
+                    "--out"
+                ) from None
+            raise InputError(
+                f"{root.parent} does not lock files ({error.strerror}), so two runs could not be "
+                "kept apart; choose an --out on another disk"
+            ) from None
+        if (root / LOCK).exists() and os.path.samestat(os.fstat(file.fileno()), _stat(root)):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            file.flush()
+            return file
+        file.close()  # whoever held it removed the folder meanwhile
+
+
+def _stat(root: Path) -> os.stat_result:
+    return (root / LOCK).stat()
 
 
 def refuse(out: Path, *, overwrite: bool) -> None:
@@ -66,36 +173,31 @@ def _is_ours(out: Path) -> bool:
     return isinstance(data, dict) and str(data.get("schema", "")).startswith("face-shards/")
 
 
-def _sweep(out: Path) -> None:
-    """Removes what a killed run of this machine left behind."""
-    start = f".{out.name}.partial-{socket.gethostname()}-"
-    for left in out.absolute().parent.glob(f"{start}*"):
-        pid = left.name.removeprefix(start)
-        if pid.isdecimal() and not _runs(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def publish(aside: Path, out: Path) -> None:
+def publish(shards: Path, out: Path) -> None:
     """Gives the finished folder its name; an older one of that name goes once the new is there."""
-    old = aside.with_name(aside.name + ".old")
     out = out.absolute()
+    old = _replaced(aside_of(out))
     if out.exists():
         out.rename(old)
     try:
-        aside.rename(out)
+        shards.rename(out)
     except OSError:
         if old.exists():
             old.rename(out)
         raise
     if old.exists():
         shutil.rmtree(old)
+
+
+def _replaced(root: Path) -> Path:
+    return root.with_name(root.name + ".old")
+
+
+def _restore(out: Path, root: Path) -> None:
+    """Mends what a kill between the renames of `publish` left."""
+    old = _replaced(root)
+    if old.exists():
+        if out.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(out)

@@ -1,4 +1,4 @@
-"""A folder of videos to a folder of shards: all or nothing.
+"""A folder of videos to a folder of shards: all or nothing, and gone on with after a stop.
 
 Owns the order of the run and what it ends with. The folder appears under its name only when it is
 complete. Knows neither decoding nor detection.
@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.ingest.annotations import read_annotations
-from shards.ingest.inputs import Collected, InputError, Item, Refused, scan
+from shards.ingest.inputs import Collected, Refused
+from shards.ingest.journal import Journal
+from shards.ingest.models import with_model
 from shards.ingest.pack import Packer, write_rejected
-from shards.ingest.pool import outcomes
-from shards.ingest.publish import publish, written_aside
+from shards.ingest.pool import Outcome, outcomes
+from shards.ingest.publish import Aside, publish, written_aside
+from shards.ingest.request import Listing, facts_of, listing, request_of, versions
 from shards.ingest.settings import IngestSettings
-from shards.ingest.splits import hold_out, label_order, split_subjects
-from shards.ingest.write import ShardsWriter
+from shards.ingest.splits import label_order
 from shards.manifest import Manifest, write_manifest
 
 REJECTED = "rejected.csv"
@@ -68,6 +68,8 @@ def ingest(
     shard_bytes: int = 256 << 20,
     max_rejected_share: float = 0.5,
     overwrite: bool = False,
+    restart: bool = False,
+    ray: str | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Writes the shard folder `out` from the videos of a folder (or from one video file).
@@ -75,122 +77,132 @@ def ingest(
     With `annotations` those that a table lists, with `collected` those that a data set's adapter
     found (`shards.datasets`): no other file of the folder is looked at.
 
+    A run that was stopped, however, is gone on with by the same call: its finished shards stay, and
+    the folder becomes the one that an undisturbed run writes, byte for byte. `restart` throws them
+    away instead. With `ray`, the address of a Ray cluster ("" for the one at hand), videos are
+    worked on there, at most `jobs` groups at once; `out` must lie where all its machines see it.
+
     `progress(done, total, rejected)` is called before the first and after every video. Raises
     InputError for what is wrong with the request, IngestError if more than `max_rejected_share` of
     the videos was rejected or nothing was usable (why then lies in `<out>.rejected.csv`), OSError
-    where the disk is full. Whatever is raised, KeyboardInterrupt included, nothing else is left.
+    where the disk is full. Whatever is raised, KeyboardInterrupt included, `out` is untouched.
     """
-    settings = settings or IngestSettings()
+    settings = with_model(settings or IngestSettings())
+    _check_loads(settings)
     videos, out = Path(videos), Path(out)
-    items, refused, notes = _items(videos, annotations, collected, holdout or {})
-    with written_aside(out, overwrite=overwrite, expected=_expected(items)) as folder:
-        writer = ShardsWriter(folder, samples=shard_samples, max_bytes=shard_bytes)
-        packer = Packer(writer, settings)
-        packer.refused += refused
-        total = len(items) + len(refused)
-        _process(items, folder / "work", packer, settings, jobs or _processors(), progress)
-        writer.finish_shard()
-        _check_share(out, packer, total, max_rejected_share)
-        write_rejected(folder / REJECTED, packer.refused + packer.parts)
+    listed = listing(videos, annotations, collected, holdout or {})
+    limits = {"samples": shard_samples, "size": shard_bytes}
+    request, expected = request_of(listed, settings, **limits)
+    with written_aside(
+        out, request, overwrite=overwrite, restart=restart, expected=expected
+    ) as aside:
+        before = len(aside.journal.finished)
+        packer = Packer(aside.shards, settings, aside.journal, **limits)
+        made = _outcomes(listed, aside, settings, jobs=jobs, ray=ray)
+        _process(listed, aside.journal.at[0], packer, made, progress)
+        _check_share(out, listed, aside.journal, max_rejected_share)
+        packer.finish(len(listed.items))
+        rejected = _refused(listed, aside.journal)
+        write_rejected(aside.shards / REJECTED, [*rejected, *_parts(aside.journal)])
         manifest = write_manifest(
-            folder,
-            writer.shards,
-            labels=label_order(packer.labels),
-            splits=dict(sorted(packer.splits.items())),
+            aside.shards,
+            packer.shards,
+            labels=label_order(packer.counts.labels),
+            splits=dict(sorted(packer.counts.splits.items())),
             clip=_clip_facts(settings),
-            created_by=_versions(),
+            created_by=versions(),
         )
-        publish(folder, out)
-    return _summary(out, total, packer, manifest, notes)
+        publish(aside.shards, out)
+    notes = [f"went on after {before} shards of a run that was stopped"] * bool(before)
+    return _summary(out, listed, packer, manifest, rejected, [*listed.notes, *notes])
 
 
 def _process(
-    items: Sequence[Item],
-    work: Path,
+    listed: Listing,
+    start: int,
     packer: Packer,
-    settings: IngestSettings,
-    jobs: int,
+    made: Generator[tuple[int, Outcome, Path]],
     progress: Progress | None,
 ) -> None:
-    work.mkdir()
-    with closing(outcomes(items, work, settings, jobs=jobs)) as results:
+    total, unusable = len(listed.items), len(listed.refused)
+    with closing(made) as results:
         if progress:
-            progress(0, len(items), len(packer.refused))
-        for done, (item, outcome, folder) in enumerate(results, start=1):
-            packer.add(item, outcome, folder)
+            progress(start, total, unusable + packer.counts.refused)
+        for number, outcome, folder in results:
+            packer.add(number, listed.items[number], outcome, folder)
             if progress:
-                progress(done, len(items), len(packer.refused))
-    work.rmdir()
+                progress(number + 1, total, unusable + packer.counts.refused)
+
+
+def _outcomes(
+    listed: Listing, aside: Aside, settings: IngestSettings, *, jobs: int | None, ray: str | None
+) -> Generator[tuple[int, Outcome, Path]]:
+    """What becomes of the videos that are not done yet."""
+    items, start = listed.items, aside.journal.at[0]
+    if ray is None:
+        return outcomes(items, aside.work, settings, jobs=jobs or _processors(), start=start)
+    from shards.ingest.cluster import outcomes as on_cluster
+
+    return on_cluster(items, aside.work, settings, address=ray, jobs=jobs, start=start)
+
+
+def _refused(listed: Listing, journal: Journal) -> list[Refused]:
+    return [*listed.refused, *(row for kind, row in journal.rows() if kind == "video")]
+
+
+def _parts(journal: Journal) -> list[Refused]:
+    return [row for kind, row in journal.rows() if kind == "part"]
 
 
 def _summary(
-    out: Path, videos: int, packer: Packer, manifest: Manifest, notes: Sequence[str]
+    out: Path,
+    listed: Listing,
+    packer: Packer,
+    manifest: Manifest,
+    rejected: Sequence[Refused],
+    notes: Sequence[str],
 ) -> Summary:
+    counts = packer.counts
     return Summary(
         out=out,
-        videos=videos,
-        clips=packer.clips,
-        frames=packer.frames,
-        seconds=packer.seconds,
+        videos=listed.videos,
+        clips=counts.clips,
+        frames=counts.frames,
+        seconds=counts.seconds,
         bytes=sum(s.bytes for s in manifest.shards),
         shards=len(manifest.shards),
         labels=manifest.labels,
         splits=manifest.splits,
-        rejected=tuple(packer.refused),
-        parts_left_out=len(packer.parts),
-        damaged=packer.damaged,
+        rejected=tuple(rejected),
+        parts_left_out=counts.parts,
+        damaged=counts.damaged,
         notes=tuple(notes),
     )
 
 
-def _items(
-    videos: Path,
-    annotations: str | Path | None,
-    collected: Collected | None,
-    holdout: Mapping[str, float],
-) -> tuple[list[Item], list[Refused], list[str]]:
-    """Videos in the order of their keys, refused rows, and notes for the user."""
-    refused: list[Refused] = []
-    notes: list[str] = []
-    if collected is not None:
-        items, refused, notes = collected.items, list(collected.refused), list(collected.notes)
-    elif annotations is None:
-        items, ignored = scan(videos)
-        notes += [f"{ignored} files beside the videos were ignored"] * bool(ignored)
-    else:
-        items, refused, unused = read_annotations(Path(annotations), videos)
-        notes += [f"columns not used: {', '.join(unused)}"] * bool(unused)
-    if any(item.annotation and item.annotation.split for item in items):
-        if holdout:
-            raise InputError("the annotations have splits; leave out --holdout, or drop the column")
-    elif holdout and items:
-        items = hold_out(items, holdout)
-    elif any(item.annotation and item.annotation.label for item in items):
-        notes.append("no split: add a column split, or --holdout test=0.2")
-    if both := split_subjects(items):
-        notes.append(f"{len(both)} subjects are in several splits, such as {both[0]}")
-    return items, refused, notes
-
-
-def _expected(items: Sequence[Item]) -> int:
-    """Bytes that will surely be needed: a crop takes a small part of its source."""
-    return sum(item.path.stat().st_size for item in items if item.path.is_file()) // 32
-
-
-def _check_share(out: Path, packer: Packer, videos: int, share: float) -> None:
-    refused = {row.path for row in packer.refused}
-    if packer.clips and len(refused) <= share * videos:
+def _check_share(out: Path, listed: Listing, journal: Journal, share: float) -> None:
+    videos, refused = listed.videos, _refused(listed, journal)
+    count = len({row.path for row in refused})
+    if journal.counts.clips and count <= share * videos:
         return
     why = out.absolute().with_name(f"{out.name}.{REJECTED}")
-    write_rejected(why, packer.refused + packer.parts)
-    commonest = Counter(row.reason for row in packer.refused).most_common(1)
+    write_rejected(why, [*refused, *_parts(journal)])
+    commonest = Counter(row.reason for row in refused).most_common(1)
     example = f", most often: {commonest[0][0]}" if commonest else ""
-    if not packer.clips:
+    if not journal.counts.clips:
         raise IngestError(f"none of {videos} videos is usable{example}; all reasons: {why}")
     raise IngestError(
-        f"{len(refused)} of {videos} videos were rejected, more than the allowed share of "
+        f"{count} of {videos} videos were rejected, more than the allowed share of "
         f"{share:g}{example}; all reasons: {why}; to keep the rest, raise --max-rejected-share"
     )
+
+
+def _check_loads(settings: IngestSettings) -> None:
+    """Raises ModelError here, once, for a model file that would fail with every video."""
+    if settings.detector_model:
+        from shards.ingest.detect import detector
+
+        detector(settings.detector, settings.detector_model)
 
 
 def _processors() -> int:
@@ -202,9 +214,4 @@ def _processors() -> int:
 
 def _clip_facts(settings: IngestSettings) -> dict[str, Any]:
     """All settings: a model trained on these clips crops what it is asked about alike."""
-    return {"fps": "of the source, constant", "codec": "h264", **asdict(settings)}
-
-
-def _versions() -> dict[str, str]:
-    names = ("mira-video", "av", "opencv-python-headless", "numpy")
-    return {name: version(name) for name in names}
+    return {"fps": "of the source, constant", "codec": "h264", **facts_of(settings)}

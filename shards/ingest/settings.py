@@ -9,8 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-DetectorName = Literal["haar", "none"]
+DetectorName = Literal["haar", "yunet", "none"]
 Crop = Literal["track", "onset"]
+DerivedName = Literal["flow", "strain", "keyframes"]
+MARKS = ("onset", "apex", "offset")
+Cuts = Literal["split", "keep"]
 
 
 class Rejected(ValueError):
@@ -33,9 +36,16 @@ class IngestSettings:
     """Pixels a side of the stored square picture; even."""
     detector: DetectorName = "haar"
     """Name in `detect.DETECTORS`, or "none" for data that is already cropped (centre square)."""
+    detector_model: str = ""
+    """File of the detector's model, for detectors that need one."""
+    detector_sha256: str = ""
+    """Of that file; empty accepts the public files (`models.KNOWN`)."""
     crop: Crop = "track"
     """What decides a clip's one crop: the face's whole way, or its place in the onset frame (the
     first one where no onset is annotated), as is usual for micro-expressions."""
+    cuts: Cuts = "split"
+    """Whether a clip ends where a new shot begins. Videos with annotated frames, and labelled ones
+    that are already cropped, are never split."""
     margin: float = 0.25
     """Added around the face on each side, as a share of the face's width."""
     min_face: int = 24
@@ -58,13 +68,21 @@ class IngestSettings:
     """x264's constant quality of the stored clip; lower is better and larger."""
     gop: int = 12
     """Distance of key frames in the stored clip: short, since training reads at random."""
+    derived: tuple[DerivedName, ...] = ()
+    """What is stored beside a clip with annotated frames; see `derived`."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "derived", tuple(dict.fromkeys(self.derived)))  # JSON has lists
+        if wrong := set(self.derived) - set(get_args(DerivedName)):
+            known = ", ".join(get_args(DerivedName))
+            raise ValueError(f"derived has {', '.join(sorted(wrong))}; take any of {known}")
         if self.detector not in get_args(DetectorName):
             known = ", ".join(get_args(DetectorName))
             raise ValueError(f"detector {self.detector!r} is unknown; take one of {known}")
         if self.crop not in get_args(Crop):
             raise ValueError(f"crop {self.crop!r} is unknown; take {' or '.join(get_args(Crop))}")
+        if self.cuts not in get_args(Cuts):
+            raise ValueError(f"cuts is {self.cuts!r}; take {' or '.join(get_args(Cuts))}")
         if self.size < 16 or self.size % 2:
             raise ValueError(f"size is {self.size}; take an even number of pixels, at least 16")
         for name in ("clip_seconds", "max_seconds", "timeout", "memory_limit_gib"):

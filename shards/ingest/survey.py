@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.ingest import faces, timing
+from shards.ingest.cuts import Shots
 from shards.ingest.detect import SURE, Detector, Follower, detector, turn_of
 from shards.ingest.folder import PictureFolder, open_source
 from shards.ingest.numbering import FrameFolder
@@ -48,6 +49,8 @@ class Survey:
     """float64 [n], increasing from 0."""
     runs: np.ndarray
     """int64 [n]: frames of one run follow each other soundly; -1 marks damage."""
+    shots: np.ndarray
+    """int64 [n]: frames of one shot were recorded in one go."""
     at: np.ndarray
     """int64 [n], increasing: what annotations call each frame."""
     sightings: list[faces.Sighting]
@@ -88,18 +91,21 @@ class _Onlooker:
         return boxes
 
 
-def survey(source: Source, settings: IngestSettings, *, onset: int | None = None) -> Survey:
-    """The first pass. Raises Rejected where nothing can be decoded.
+def survey(
+    source: Source, settings: IngestSettings, *, onset: int | None = None, split: bool = True
+) -> Survey:
+    """The first pass. Raises Rejected where nothing can be decoded. With `split`, cuts are found.
 
     With `onset`, a frame as annotations count it, faces are looked for from there on until one is
     found: it is what decides the crop.
     """
-    detect = detector(settings.detector)
-    seen, doubtful = _look_through(source, settings, detect, turn=0, onset=onset)
+    detect = detector(settings.detector, settings.detector_model)
+    split = split and settings.cuts == "split" and onset is None
+    seen, doubtful = _look_through(source, settings, detect, turn=0, onset=onset, split=split)
     if detect and onset is None and len(doubtful) > 0.6 * len(seen.sightings[:DOUBTFUL]):
         turn = turn_of(doubtful, detect)
         if turn:
-            seen, _ = _look_through(source, settings, detect, turn=turn, onset=onset)
+            seen, _ = _look_through(source, settings, detect, turn=turn, onset=onset, split=split)
     return seen
 
 
@@ -110,16 +116,20 @@ def _look_through(
     *,
     turn: int,
     onset: int | None,
+    split: bool,
 ) -> tuple[Survey, list[np.ndarray]]:
     """What is seen with the pictures turned, and the first pictures without a sure face."""
     met: list[tuple[float | None, int, int]] = []
     sightings: list[faces.Sighting] = []
     doubtful: list[np.ndarray] = []
     height = width = 0
+    shots = Shots() if split else None
     with source.open(settings) as video:
         onlooker = _Onlooker(detect, every=_look_every(video), onset=onset)
         for picture in video.pictures():
             met.append((picture.time, picture.at, -1 if picture.run is None else picture.run))
+            if shots:
+                shots.add(None if picture.run is None else picture.frame)
             wanted = onlooker.wants(picture)
             if picture.number and not wanted:
                 continue
@@ -130,12 +140,15 @@ def _look_through(
                 sightings.append(faces.Sighting(picture.number, boxes))
                 if len(sightings) <= DOUBTFUL and not (boxes[:, 4] >= SURE).any():
                     doubtful.append(rgb)
-        return _summed(video, met, sightings, (height, width, turn), onset), doubtful
+        numbers = shots.numbers() if shots else np.zeros(len(met), np.int64)
+        seen = _summed(video, met, numbers, sightings, (height, width, turn), onset)
+        return seen, doubtful
 
 
 def _summed(
     video: Video | PictureFolder,
     met: Sequence[tuple[float | None, int, int]],
+    shots: np.ndarray,
     sightings: list[faces.Sighting],
     shape: tuple[int, int, int],
     onset: int | None,
@@ -154,6 +167,7 @@ def _summed(
         rate,
         seconds,
         np.array(runs),
+        shots,
         np.array(at),
         sightings,
         *shape,

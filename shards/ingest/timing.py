@@ -108,6 +108,13 @@ def sound_spans(runs: np.ndarray) -> list[Span]:
     return [Span(a, b) for a, b in pairwise(edges) if b > a and runs[a] >= 0]
 
 
+def split_at(span: Span, shots: np.ndarray) -> list[Span]:
+    """The span in parts of one shot each. `shots` int64 [n]."""
+    changes = span.start + 1 + np.flatnonzero(np.diff(shots[span.start : span.stop]))
+    edges = [span.start, *changes.tolist(), span.stop]
+    return [Span(a, b) for a, b in pairwise(edges)]
+
+
 def cut_whole(seconds: np.ndarray, span: Span, rate: Fraction) -> Cut:
     """The span as one clip."""
     return Cut(span.start + shown(seconds[span.start : span.stop], rate), span)

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from shards.ingest import clips
+from shards.ingest.derived import KeyFrames
 from shards.ingest.encode import ClipWriter
 from shards.ingest.isolate import FRAMES, RESULT
 from shards.ingest.numbering import FrameFolder
@@ -56,16 +57,23 @@ def _clips(job: dict[str, Any], out: Path, settings: IngestSettings) -> dict[str
     frames = job["frames"]
     source = Source(Path(job["source"]), FrameFolder(**frames) if frames else None)
     onset = job["whole"] and settings.crop == "onset"
-    seen = survey(source, settings, onset=job["marks"].get("onset") or 0 if onset else None)
+    seen = survey(
+        source,
+        settings,
+        onset=job["marks"].get("onset") or 0 if onset else None,
+        split=not (job["whole"] and (job["marks"] or settings.detector == "none")),
+    )
     skipped: list[clips.Skipped] = []
     if job["whole"]:
-        plans = [clips.plan_whole(seen, settings)]
-        marks = _marks(seen, plans[0], job["marks"])
+        chosen, skipped = clips.plan_whole(seen, settings)
+        plans, marks = [chosen], _marks(seen, chosen, job["marks"])
     else:
         plans, skipped = clips.plan(seen, settings)
         marks = {}
-    store = _save_frames if job["kind"] == "frames" else _encode
-    store(source, plans, settings, out)
+    if job["kind"] == "frames":
+        _save_frames(source, plans, settings, out)
+    else:
+        _encode(source, plans, settings, out, KeyFrames(marks, settings.derived))
     return {
         "clips": [_facts(plan) | {"marks": marks} for plan in plans],
         "skipped": [asdict(s) for s in skipped],
@@ -109,7 +117,10 @@ def _marks(seen: Survey, plan: clips.Plan, marks: dict[str, int | None]) -> dict
     return found
 
 
-def _encode(source: Source, plans: list[clips.Plan], settings: IngestSettings, out: Path) -> None:
+def _encode(
+    source: Source, plans: list[clips.Plan], settings: IngestSettings, out: Path, keys: KeyFrames
+) -> None:
+    """Clip n as NNNN.mp4; beside the only one of an annotated video what derives from it."""
     current, writer = -1, None
     with ExitStack() as stack:
         for number, rgb in clips.pictures(source, plans, settings):
@@ -123,6 +134,9 @@ def _encode(source: Source, plans: list[clips.Plan], settings: IngestSettings, o
                 )
             assert writer is not None
             writer.add(rgb)
+            keys.add(rgb)
+    with room_for(out, 1 << 20):
+        keys.write(out / "0000")
 
 
 def _writer(path: Path, rate: Fraction, settings: IngestSettings) -> ClipWriter:

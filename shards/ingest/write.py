@@ -8,13 +8,14 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.index import Shard, index_shard
+from shards.index import DERIVED, Shard, index_shard
 from shards.schema import Record
 
 RESERVE = 64 << 20
@@ -51,43 +52,66 @@ class ShardsWriter:
     """shard-NNNNNN.tar one after the other, with their index files; samples in the order of adding.
 
     Plain `tarfile` in USTAR form with zeroed owner and time: what WebDataset reads, and the same
-    bytes for the same samples.
+    bytes for the same samples. `finished` are those that are there already; `on_finish` is called
+    with each further one once it is on the disk.
     """
 
-    def __init__(self, folder: Path, *, samples: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        samples: int,
+        max_bytes: int,
+        finished: Sequence[Shard] = (),
+        on_finish: Callable[[Shard], None] = lambda shard: None,
+    ) -> None:
         if samples < 1 or max_bytes < 1:
             raise ValueError(f"a shard of {samples} samples, {max_bytes} bytes holds nothing")
         self._folder = folder
+        self._on_finish = on_finish
         self._limits = (samples, max_bytes)
         self._tar: tarfile.TarFile | None = None
         self._path = folder
         self._held = (0, 0)
-        self.shards: list[Shard] = []
+        self.shards: list[Shard] = list(finished)
 
-    def add(self, key: str, video: Path, record: Record) -> None:
-        """Appends the clip in the file `video`."""
+    def add(self, key: str, stem: Path, record: Record) -> None:
+        """Appends the clip in the file STEM.mp4, and what lies beside it (`index.DERIVED`)."""
         data = json.dumps(record.to_json(), ensure_ascii=False, separators=(",", ":")).encode()
-        size = video.stat().st_size
-        samples, held = self._held
-        if self._tar and (samples >= self._limits[0] or held + size > self._limits[1]):
+        files = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in ("mp4", *DERIVED)}
+        sizes = {kind: file.stat().st_size for kind, file in files.items() if file.exists()}
+        size = sum(sizes.values())
+        if self._tar and self._held[1] + size > self._limits[1]:
             self.finish_shard()
-            samples, held = 0, 0
         with room_for(self._folder, size + len(data) + 4096):
             if self._tar is None:
                 self._path = self._folder / f"shard-{len(self.shards):06d}.tar"
                 self._tar = tarfile.open(self._path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-            with video.open("rb") as file:
-                self._tar.addfile(_member(f"{key}.mp4", size), file)
+            for kind, bytes_ in sizes.items():
+                with files[kind].open("rb") as file:
+                    self._tar.addfile(_member(f"{key}.{kind}", bytes_), file)
             self._tar.addfile(_member(f"{key}.json", len(data)), io.BytesIO(data))
-        self._held = (samples + 1, held + size)
+        self._held = (self._held[0] + 1, self._held[1] + size)
+
+    @property
+    def full(self) -> bool:
+        """Whether the open shard takes no further clip, however small; then finish it."""
+        return self._held[0] >= self._limits[0]
 
     def finish_shard(self) -> None:
         """Closes the open shard, if any, and writes its index."""
         if self._tar is not None:
             with room_for(self._folder, 1 << 20):
                 self._tar.close()
-                self._tar = None
+                self._tar, self._held = None, (0, 0)
+                _on_disk(self._path)
                 self.shards.append(index_shard(self._path))
+            self._on_finish(self.shards[-1])
+
+
+def _on_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:

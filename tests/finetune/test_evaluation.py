@@ -143,11 +143,13 @@ def damaged(tmp_path) -> Path:
 def test_a_damaged_clip_is_told_and_not_counted(model, damaged, tmp_path, uri):
     config = measuring(model, damaged, tmp_path / "out", uri, max_failed_share=0.2)
     found = evaluation.run(config)
-    assert (found["clips"], found["unread"]) == (4, 1)
+    assert (found["clips"], found["unread"], found["coverage"]) == (4, 1, 0.8)
     assert [row["key"] for row in table(tmp_path / "out")] == [k for k in TEST_KEYS if k != "s0_5"]
     [line] = ledger(tmp_path / "out")
     assert (line["key"], line["shard"]) == ("s0_5", str(damaged / "shard-000000.tar"))
     assert "crc32" in line["reason"]
+    paths = [a.path for a in connect(uri).list_artifacts(found["run_id"])]
+    assert "ledger.jsonl" in paths
 
 
 def test_too_many_damaged_clips_give_no_figures(model, damaged, tmp_path, uri):

@@ -118,6 +118,23 @@ def test_an_interrupted_run_ends_with_the_same_bits_and_the_same_best(place, uri
             assert origins[0][field] == origins[1][field]
 
 
+def test_balanced_classes_and_repeated_views_resume_exactly_and_are_part_of_the_run(place, uri):
+    run = {"steps": 4, "eval_every": 0, "base_lr": 0.5}
+    configs = []
+    for name in ("straight2", "torn2"):
+        config = finetuning(place / "shards", place / name, uri, **run)
+        data = replace(config.data, balance=1.0, repeats=2)
+        configs.append(noisy(replace(config, data=data)))
+    straight = job.run(configs[0])
+    run_until(3, job, configs[1])
+    torn = job.run(configs[1])
+    assert torn["resumed_from"] == 2 and torn["loss_last"] == straight["loss_last"]
+    assert same(place / "torn2/last", place / "straight2/last")
+    other = replace(configs[1], data=replace(configs[1].data, balance=0.5))
+    with pytest.raises(ValueError, match=r"data\.balance was 1\.0, this run has 0\.5"):
+        job.run(other)
+
+
 def test_a_best_of_before_the_interruption_survives_worse_ones(place, uri):
     config = finetuning(place / "shards", place / "kept", uri, base_lr=0.5)
     run_until(3, job, config)

@@ -25,6 +25,7 @@ from tests.runs import (
     tree,
     write_stripes,
 )
+from tests.shards.flaky import serving
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,10 @@ def test_a_damaged_sample_is_written_down_and_training_goes_on_without_it(tmp_pa
         (str(tmp_path / "shards/shard-000001.tar"), "s1_2")
     }
     assert "crc32" in found[0]["reason"]
+    artifacts = [a.path for a in connect(uri).list_artifacts(summary["run_id"])]
+    assert "ledger.jsonl" in artifacts
+    left_out = logged(summary, "train/left_out")
+    assert [left_out[step] for step in (3, 6)] == [1, 2], "once an epoch of three steps"
     with job.open_train(replace(config, data=data), rank=0, world=1) as stream:
         served = {
             key: (float(weight), int(label))
@@ -146,6 +151,19 @@ def test_a_damaged_sample_is_written_down_and_training_goes_on_without_it(tmp_pa
         }
     assert served["s1_2"] == (0.0, -1), "it keeps its place, and does not count"
     assert all(served[key][0] == 1.0 for key in served if key != "s1_2")
+
+
+def test_shards_from_a_url_train_to_the_same_bits(place, uri, whole):
+    with serving(place) as server:
+        config = pretraining(place / "shards", place / "away", uri)
+        url = f"{server.url}/shards"
+        data = replace(config.data, shards=(url,), cache=str(place / "cache"))
+        summary = job.run(replace(config, data=data))
+    assert same(weights(summary), weights(whole))
+    origin = load_artifact(summary["encoder"]).provenance
+    known = load_artifact(whole["encoder"]).provenance
+    assert origin["input.manifest_0.path"] == f"{url}/manifest.json"
+    assert origin["input.manifest_0.sha256"] == known["input.manifest_0.sha256"]
 
 
 def test_too_many_damaged_samples_end_the_run_and_the_message_names_the_ledger(

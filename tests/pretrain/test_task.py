@@ -105,7 +105,8 @@ def test_the_meter_takes_each_clip_once_over_batches_and_ranks():
     one.update(torch.tensor([3.0]), batch(1, weights=(1.0,)))
     other.update(losses[:1], batch(1, weights=(1.0,)))
     found = one.compute(lambda mine: mine + other.total)
-    assert found == {"loss": (0.5 + 0.25 + 1.0 + 3.0 + 0.5) / 5, "clips": 5.0}
+    mean = (0.5 + 0.25 + 1.0 + 3.0 + 0.5) / 5
+    assert found == {"loss": mean, "clips": 5.0, "unread": 1.0, "coverage": 5 / 6}
 
 
 def test_the_mean_of_no_clip_is_no_number():

@@ -199,6 +199,14 @@ def test_a_hundred_thousand_shards_open_quickly(tmp_path):
     start = time.perf_counter()
     assert Manifest.open(tmp_path).samples == 10**8
     assert time.perf_counter() - start < 3
+    program = (
+        "import resource; from shards.manifest import Manifest;"
+        "from shards.reader import Collection;"
+        f"c = Collection([Manifest.open({str(tmp_path)!r})]); assert len(c.counts) == 100_000;"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert int(run.stdout) < 500, f"MB; {run.stderr}"
 
 
 def test_the_disk_format_needs_no_torch_and_no_decoder():

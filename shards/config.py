@@ -1,0 +1,87 @@
+"""The configuration of reading: which clips, from where, and how they are cut and loaded.
+
+Owns the fields, their defaults and their checks. Refuses to open anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shards.augment import AugmentConfig, ViewConfig
+from shards.cache import DEFAULT_FOLDER, DEFAULT_GB, Cache
+from shards.place import RETRY_SECONDS, Remote
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which clips, and how they are cut and loaded."""
+
+    shards: tuple[str, ...]
+    """Shard folders, as written by `python -m shards ingest`: paths, or URLs (https://, s3://,
+    gs:// and what else fsspec opens)."""
+    split: str | None = None
+    """Only the samples of this split; None takes all."""
+    weights: tuple[float, ...] | None = None
+    """Training takes this share of every step from each of the folders, one number a folder; only
+    their ratios matter. None takes every sample once an epoch."""
+    balance: float | None = None
+    """Training shows a class of n clips in proportion to n^(1 - balance): 1 makes all classes
+    equal, 0 changes nothing but that clips without a label are left out; None is off."""
+    repeats: int = 1
+    """Views of each decoded clip in training, in the same micro-batch (repeated augmentation).
+    They are not counted in global_batch and micro_batch, nor in the rule for the learning rate."""
+    streams: int = 64
+    """Logical streams that fix the order of samples: they divide the global batch, and the number
+    of workers divides them. A run keeps them for life: no more workers can ever share it."""
+    frames: int = 16
+    """Frames of a clip."""
+    stride: int | None = 4
+    """Video frames from one frame of a clip to the next; None spreads the clip over the video."""
+    size: int = 224
+    """Pixels a side."""
+    loader_workers: int = 2
+    """Processes that decode, of each training worker; 0 decodes in the trainer itself."""
+    prefetch: int = 2
+    """Micro-batches that each of them holds ready."""
+    seed: int = 0
+    """Of the order of samples and of every random choice about them."""
+    max_failed_share: float = 0.01
+    """The run stops when more than this share of its samples cannot be read."""
+    allow_missing: int = 0
+    """So many whole shards may be lost: their samples keep their places with weight 0 and go to the
+    ledger. One more ends the run."""
+    skip: tuple[str, ...] = ()
+    """Ledgers of earlier runs: the samples they name keep their places with weight 0, untried."""
+    cache: str | None = None
+    """Local folder for shards from a URL, shared by all processes of a machine; None is
+    ~/.cache/mira-video/shards."""
+    cache_gb: float = DEFAULT_GB
+    """Size it never exceeds: shards that were opened longest ago make room."""
+    retry_seconds: float = RETRY_SECONDS
+    """How long fetching a file from a URL is tried again before it counts as lost."""
+    views: ViewConfig = field(default_factory=ViewConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        least = {"streams": 1, "frames": 1, "size": 1, "loader_workers": 0, "prefetch": 1}
+        least |= {"repeats": 1, "allow_missing": 0, "retry_seconds": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"data.{name} is {getattr(self, name)}: use {smallest} or more")
+        if self.stride is not None and self.stride < 1:
+            raise ValueError(f"data.stride is {self.stride}: use 1 or more, or None")
+        if not 0 <= self.max_failed_share <= 1:
+            raise ValueError(f"data.max_failed_share is {self.max_failed_share}: use 0..1")
+        if self.balance is not None and not 0 <= self.balance <= 1:
+            raise ValueError(f"data.balance is {self.balance}: use 0..1, or None")
+        if self.cache_gb <= 0:
+            raise ValueError(f"data.cache_gb is {self.cache_gb}: use a positive number")
+        if self.weights is not None and min(self.weights, default=0) <= 0:
+            raise ValueError(f"data.weights is {self.weights}: use positive numbers, or None")
+
+    @property
+    def source(self) -> Remote:
+        """How URLs are read: a Remote with this configuration's cache and patience."""
+        folder = DEFAULT_FOLDER if self.cache is None else Path(self.cache)
+        return Remote("", Cache(folder, int(self.cache_gb * 1e9)), self.retry_seconds)

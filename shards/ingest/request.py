@@ -1,0 +1,103 @@
+"""What a run is asked for: its videos, and what tells it from another run.
+
+Owns how a request becomes items. Opens no video.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from shards.ingest.annotations import read_annotations
+from shards.ingest.inputs import Collected, InputError, Item, Refused, scan
+from shards.ingest.settings import IngestSettings
+from shards.ingest.splits import hold_out, split_subjects
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The videos of a run."""
+
+    items: Sequence[Item]
+    """In the order of their keys."""
+    refused: Sequence[Refused]
+    """Rows of the annotations that cannot be used."""
+    notes: Sequence[str]
+    """For the user."""
+
+    @property
+    def videos(self) -> int:
+        return len(self.items) + len(self.refused)
+
+
+def listing(
+    videos: Path,
+    annotations: str | Path | None,
+    collected: Collected | None,
+    holdout: Mapping[str, float],
+) -> Listing:
+    """What is to be ingested. Raises InputError where the request does not fit together."""
+    refused: list[Refused] = []
+    notes: list[str] = []
+    if collected is not None:
+        items, refused, notes = collected.items, list(collected.refused), list(collected.notes)
+    elif annotations is None:
+        items, ignored = scan(videos)
+        notes += [f"{ignored} files beside the videos were ignored"] * bool(ignored)
+    else:
+        items, refused, unused = read_annotations(Path(annotations), videos)
+        notes += [f"columns not used: {', '.join(unused)}"] * bool(unused)
+    if any(item.annotation and item.annotation.split for item in items):
+        if holdout:
+            raise InputError("the annotations have splits; leave out --holdout, or drop the column")
+    elif holdout and items:
+        items = hold_out(items, holdout)
+    elif any(item.annotation and item.annotation.label for item in items):
+        notes.append("no split: add a column split, or --holdout test=0.2")
+    if both := split_subjects(items):
+        notes.append(f"{len(both)} subjects are in several splits, such as {both[0]}")
+    return Listing(items, refused, notes)
+
+
+def request_of(
+    listed: Listing, settings: IngestSettings, *, samples: int, size: int
+) -> tuple[dict[str, Any], int]:
+    """What decides the bytes of the shards, as JSON; and bytes that will surely be needed.
+
+    A video counts with its name, its size, when it was changed, and what is known of it.
+    """
+    digest, total = hashlib.sha256(), 0
+    for item in listed.items:
+        try:
+            file = item.path.stat()
+            total += file.st_size if item.frames is None else 0
+            found = (file.st_size, file.st_mtime_ns)
+        except (OSError, ValueError):
+            found = (0, 0)
+        facts = (item.key, item.relative, item.part, item.annotation, item.frames, found)
+        digest.update(repr(facts).encode("utf-8", "surrogatepass"))
+    for row in listed.refused:
+        digest.update(repr(row).encode("utf-8", "surrogatepass"))
+    request = {
+        "settings": facts_of(settings),
+        "shards": {"--shard-samples": samples, "--shard-bytes": size},
+        "versions": versions(),
+        "inputs": {"videos": listed.videos, "sha256": digest.hexdigest()},
+    }
+    return request, total // 32  # a crop takes a small part of its source
+
+
+def facts_of(settings: IngestSettings) -> dict[str, Any]:
+    """The settings as JSON; of a model file its hash alone, wherever it lies."""
+    facts = {name: value for name, value in asdict(settings).items() if name != "detector_model"}
+    return {name: value for name, value in facts.items() if value not in ("", ())}
+
+
+def versions() -> dict[str, str]:
+    """Of everything that decides the bytes of a shard."""
+    names = ("mira-video", "av", "opencv-python-headless", "numpy")
+    return {name: version(name) for name in names}

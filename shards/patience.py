@@ -1,0 +1,98 @@
+"""Faults that pass: which ones they are, and trying again until they do.
+
+Owns the waits between tries and the line between "try again" and "this will never work". Refuses to
+know what is fetched and where it goes. Errors leave as an OSError whose `strerror` says what is
+wrong, whichever library they came from.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+"""Seconds; a wait is twice the one before it, and between half and all of that by chance."""
+WRONG_TIMES = 3
+"""Bytes that differ from the promised ones are fetched so often: a fault of the way passes."""
+
+_PASSING = {408, 425, 429}  # of the 4xx: time-out, too early, too many requests
+_NEVER = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_STORES = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "google", "adlfs", "azure", "fsspec")
+
+log = logging.getLogger("shards")
+
+
+class WrongBytes(OSError):
+    """What came is not what was promised: too short, or of another hash."""
+
+
+def patiently(fetch: Callable[[], Result], what: str, *, limit: float) -> Result:
+    """`fetch()`, tried again while its errors may pass and `limit` seconds are not over.
+
+    Raises FileNotFoundError or PermissionError at once where the answer is final, OSError where the
+    time is over; an error of this machine's disk and a bug pass unchanged.
+    """
+    start, wrong = time.monotonic(), 0
+    for attempt in itertools.count(1):
+        try:
+            return fetch()
+        except Exception as error:
+            if not _may_pass(error):
+                if (final := _final(error, what)) is error:
+                    raise
+                raise final from error
+            wrong += isinstance(error, WrongBytes)
+            spent = time.monotonic() - start
+            wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
+            if wrong == WRONG_TIMES or spent + wait > limit:
+                tries = f"given up after {attempt} tries in {spent:.0f} s: {_told(error)}"
+                raise OSError(errno.EIO, tries, what) from error
+            log.warning("%s: %s; trying again in %.1f s", what, _told(error), wait)
+            time.sleep(wait)
+    raise AssertionError("the loop above ends by itself")
+
+
+def _may_pass(error: Exception) -> bool:
+    status = _status(error)
+    if status is not None:
+        return status >= 500 or status in _PASSING
+    if isinstance(error, _NEVER) or getattr(error, "errno", None) in _ROOM:
+        return False
+    return isinstance(error, OSError | EOFError) or type(error).__module__.startswith(_STORES)
+
+
+def _final(error: Exception, what: str) -> Exception:
+    """The error to raise for an answer that will not change."""
+    status = _status(error)
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return FileNotFoundError(errno.ENOENT, "is not there (404)", what)
+    if isinstance(error, PermissionError) or status in (401, 403):
+        said = f"access was denied ({status or 403}): check the address and the credentials"
+        return PermissionError(errno.EACCES, said, what)
+    if status is not None:
+        return OSError(errno.EIO, _told(error), what)
+    return error
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status that an error of aiohttp (`status`) or gcsfs (`code`) carries."""
+    for name in ("status", "code"):
+        value = getattr(error, name, None)
+        if isinstance(value, int) and 400 <= value < 600:
+            return value
+    return None
+
+
+def _told(error: Exception) -> str:
+    """One line for people."""
+    status = _status(error)
+    text = str(getattr(error, "message", "") or error).strip().split("\n")[0][:200]
+    return f"the server answered {status} {text}" if status else text or type(error).__name__

@@ -1,0 +1,423 @@
+"""Shards from URLs: the same batches, through a bounded cache, whatever a server does."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from shards import patience, place, reader
+from shards.cache import Cache, CacheError, NoRoom
+from shards.index import ManifestError, ShardLost
+from shards.ledger import Ledger
+from shards.manifest import Manifest
+from shards.place import Remote, locate
+from shards.stream import DataConfig, open_clips
+from tests.shards.flaky import (
+    answers,
+    cut,
+    hangs_up,
+    serving,
+    short,
+    slow,
+    stalled,
+    wrong,
+)
+from tests.shards.make import write_folder
+
+COUNTS = (5, 3, 7)
+TAR = "shard-000001.tar"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("anywhere") / "set"
+    write_folder(path, COUNTS, test_every=3)
+    return path
+
+
+@pytest.fixture
+def server(folder):
+    with serving(folder.parent) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.02)
+
+
+def config(*folders, cache, **fields):
+    small = {"streams": 4, "frames": 4, "stride": 2, "size": 32, "loader_workers": 0}
+    small |= {"cache": str(cache), "cache_gb": 0.01, "retry_seconds": 10.0}
+    return DataConfig(shards=tuple(str(f) for f in folders), **small | fields)
+
+
+def opened(data, *, train=False, ledger=None, **place):
+    where = {"rank": 0, "world": 1, "start_step": 0} | place
+    return open_clips(data, global_batch=8, micro_batch=2, train=train, ledger=ledger, **where)
+
+
+def served(data, *, count=None, **how):
+    with opened(data, **how) as stream:
+        batches = (
+            (b.keys, b.labels.tolist(), b.weights.tolist(), b.pixels.numpy().tobytes())
+            for b in stream
+        )
+        return list(itertools.islice(batches, count))
+
+
+def mess(cache: Path) -> list[str]:
+    """What lies in a cache besides whole files."""
+    return [p.name for p in cache.iterdir() if len(p.name) != 64 and p.name != ".lock"]
+
+
+@pytest.mark.parametrize("loader_workers", [0, 2])
+@pytest.mark.parametrize("split", [None, "test"])
+def test_a_url_serves_what_the_folder_serves(server, folder, tmp_path, split, loader_workers):
+    at_hand = config(folder, cache=tmp_path / "cache", split=split)
+    away = config(f"{server.url}/set", cache=tmp_path / "cache", split=split)
+    away = replace(away, loader_workers=loader_workers)
+    assert served(away) == served(at_hand)
+    assert served(away, train=True, count=8, start_step=3) == served(
+        at_hand, train=True, count=8, start_step=3
+    )
+    tars = [server.asked[f"shard-00000{i}.tar"] for i in range(3)]
+    assert tars == [1, 1, 1], "fetched once, by however many processes and runs"
+    assert mess(tmp_path / "cache") == []
+
+
+def test_anything_that_fsspec_opens(folder, tmp_path):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(folder), "/bucket/set", recursive=True)
+    data = config("memory://bucket/set", cache=tmp_path / "cache")
+    assert served(data) == served(config(folder, cache=tmp_path))
+    assert served(config(f"file://{folder}", cache=tmp_path)) == served(data)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-000001.index.jsonl", TAR])
+@pytest.mark.parametrize(
+    "faults",
+    [[answers(500), answers(503), answers(429)], [cut, hangs_up], [slow]],
+    ids=["5xx", "cut", "slow"],
+)
+def test_faults_that_pass_are_outlived(server, folder, tmp_path, name, faults):
+    server.faults[name] = list(faults)
+    data = config(f"{server.url}/set", cache=tmp_path / "cache")
+    assert served(data) == served(config(folder, cache=tmp_path))
+    assert server.asked[name] == len([f for f in faults if f is not slow]) + 1
+    assert mess(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("fault", [short, wrong])
+def test_other_bytes_than_the_manifest_promises_are_fetched_again(server, folder, tmp_path, fault):
+    server.faults[TAR] = [fault, fault]
+    data = config(f"{server.url}/set", cache=tmp_path / "cache")
+    assert served(data) == served(config(folder, cache=tmp_path))
+
+
+def test_a_stalled_answer_is_given_up_and_asked_again(server, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(place, "STALL", 0.3)
+    server.faults[TAR] = [stalled]
+    # Another address, as fsspec keeps the settings of one that it knows.
+    url = server.url.replace("127.0.0.1", "localhost")
+    start = time.monotonic()
+    assert served(config(f"{url}/set", cache=tmp_path / "cache"))
+    assert time.monotonic() - start < 5
+    assert server.asked[TAR] == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "asked"),
+    [
+        (answers(404), r"shard-000001\.tar cannot be read \(is not there \(404\)\)", 1),
+        (answers(403), r"shard-000001\.tar .*access was denied \(403\).*credentials", 1),
+        (answers(416), r"shard-000001\.tar .*the server answered 416", 1),
+        (answers(500), r"shard-000001\.tar .*given up after \d+ tries in \d s.*answered 500", None),
+        (wrong, r"shard-000001\.tar .*given up after 3 tries.*other bytes than the manifest", 3),
+    ],
+)
+def test_a_shard_lost_for_good_ends_the_run_by_name(server, tmp_path, fault, words, asked):
+    server.faults[TAR] = [fault] * 1000
+    data = config(f"{server.url}/set", cache=tmp_path / "cache", retry_seconds=0.5)
+    start = time.monotonic()
+    with pytest.raises(ShardLost, match=f"{words}.*--data.allow_missing 1"):
+        served(data)
+    assert time.monotonic() - start < 5
+    # The thread that looks ahead may ask too, once for every time the reader does.
+    assert asked is None or asked <= server.asked[TAR] <= 2 * asked
+    assert mess(tmp_path / "cache") == []
+
+
+def test_a_missing_manifest_is_named(server, tmp_path):
+    with pytest.raises(ManifestError, match=r"nowhere/manifest\.json cannot be read.*404.*address"):
+        served(config(f"{server.url}/nowhere", cache=tmp_path))
+    nobody = "http://127.0.0.1:9/set"
+    with pytest.raises(ManifestError, match=r"127.0.0.1:9/set/manifest\.json .*given up after"):
+        served(config(nobody, cache=tmp_path, retry_seconds=0.2))
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("s3://bucket/set", "pip install s3fs"), ("gs://bucket/set", "pip install gcsfs")],
+)
+def test_a_store_without_its_package_says_what_to_install(url, words, tmp_path):
+    if find_spec(words.split()[-1]):
+        pytest.skip("the package is installed here")
+    with pytest.raises(ValueError, match=f"{url}.*{words}"):
+        served(config(url, cache=tmp_path))
+    with pytest.raises(ValueError, match="is htp:// right"):
+        served(config("htp://bucket/set", cache=tmp_path))
+
+
+def test_a_file_damaged_in_the_cache_is_fetched_again(server, folder, tmp_path):
+    data = config(f"{server.url}/set", cache=tmp_path / "cache")
+    served(data)
+    digest = Manifest.open(folder).shards[1].sha256
+    (tmp_path / "cache" / digest).write_bytes(bytes(10**5))
+    assert served(data) == served(config(folder, cache=tmp_path))
+    assert server.asked[TAR] == 2
+
+
+# A lost shard that is allowed
+
+
+def places(data, *, train, steps):
+    return [keys for keys, *_ in served(data, train=train, count=4 * steps)]
+
+
+@pytest.mark.parametrize("split", [None, "train"])
+@pytest.mark.parametrize("gone", [[TAR], [TAR, "shard-000001.index.jsonl"]], ids=["tar", "both"])
+@pytest.mark.parametrize("away", [True, False], ids=["url", "folder"])
+def test_samples_of_an_allowed_lost_shard_keep_their_places(folder, tmp_path, away, gone, split):
+    shutil.copytree(folder, tmp_path / "root/set")
+    for name in gone:
+        (tmp_path / "root/set" / name).unlink()
+    with serving(tmp_path / "root") as server:
+        where = f"{server.url}/set" if away else tmp_path / "root/set"
+        data = config(where, cache=tmp_path / "cache", split=split, max_failed_share=0.0)
+        with pytest.raises(ShardLost, match="shard-000001.*--data.allow_missing 1 goes on"):
+            served(data, train=True, count=8)
+        data = replace(data, allow_missing=1)
+        ledger = Ledger(tmp_path / "ledger.jsonl")
+        with opened(data, train=True, ledger=ledger) as stream:
+            found = [(b.keys, b.weights.tolist()) for _, b in zip(range(8), stream, strict=False)]
+            lost = sum(w == 0 and k != "" for ks, ws in found for k, w in zip(ks, ws, strict=True))
+            assert stream.left_out == {"shard": lost} and lost > 0
+            assert len(stream.missing) == 1 and not stream.unreadable
+    intact = places(config(folder, cache=tmp_path, split=split), train=True, steps=2)
+    keyed = len(gone) == 1  # without its index, the keys of a shard are not known
+    for (keys, weights), expected in zip(found, intact, strict=True):
+        for key, weight, sound in zip(keys, weights, expected, strict=True):
+            assert weight == float(sound != "" and not sound.startswith("s1_"))
+            assert key == sound if keyed or weight or not sound else key.startswith(f"{TAR}#")
+    lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
+    assert len(lines) == lost
+    assert {line["kind"] for line in lines} == {"shard"}
+    assert all(line["shard"].endswith(TAR) and "shard-000001" in line["reason"] for line in lines)
+
+
+# The cache
+
+
+def fill(cache: Cache, number: int, *, size: int = 1000, pause: float = 0.0) -> int:
+    data = number.to_bytes(4, "big") * (size // 4)
+
+    def fetch(part: Path) -> None:
+        time.sleep(pause)
+        with part.open("r+b") as file:
+            file.write(data)
+
+    return cache.open(hashlib.sha256(data).hexdigest(), size, fetch)
+
+
+def digests(cache: Cache) -> set[str]:
+    return {p.name for p in cache.folder.iterdir() if len(p.name) == 64}
+
+
+def test_the_least_recently_opened_goes_first_and_nothing_that_is_open(tmp_path):
+    cache = Cache(tmp_path / "cache", limit=3000)
+    held = fill(cache, 0)
+    for number in (1, 2):
+        os.close(fill(cache, number))
+        time.sleep(0.01)
+    os.close(fill(cache, 1))
+    before = digests(cache)
+    os.close(fill(cache, 3))
+    [gone] = before - digests(cache)
+    assert gone == hashlib.sha256((2).to_bytes(4, "big") * 250).hexdigest()
+    others = [fill(cache, 4), fill(cache, 5)]
+    with pytest.raises(NoRoom, match=r"may hold 3e-06 GB.*--data\.cache_gb"):
+        fill(cache, 6)
+    assert os.pread(held, 4, 0) == bytes(4)
+    os.close(others[0])
+    os.close(fill(cache, 6))
+    for file in (held, others[1]):
+        os.close(file)
+    assert mess(cache.folder) == []
+
+
+def test_a_file_larger_than_the_cache_says_what_to_set(tmp_path):
+    with pytest.raises(CacheError, match=r"take 1e-06 GB: set --data\.cache_gb 0\.001"):
+        fill(Cache(tmp_path, limit=900), 1)
+
+
+def test_what_a_killed_process_left_is_cleared_and_foreign_files_stay(tmp_path):
+    cache = Cache(tmp_path, limit=1500)
+    (tmp_path / "mine.txt").write_bytes(bytes(5000))
+    (tmp_path / f"{'a' * 64}.1400.part").write_bytes(bytes(700))
+    os.close(fill(cache, 1))
+    assert mess(tmp_path) == ["mine.txt"]
+
+
+def test_a_download_of_another_process_counts_and_is_left_alone(tmp_path):
+    cache = Cache(tmp_path, limit=1500)
+    part = tmp_path / f"{'a' * 64}.1400.part"
+    with part.open("wb") as claim:
+        fcntl.flock(claim, fcntl.LOCK_EX)
+        with pytest.raises(NoRoom):
+            fill(cache, 1)
+        assert part.exists()
+
+
+def _hammer(folder: str, seed: int, results) -> None:
+    import random
+
+    cache, draw, peak = Cache(Path(folder), limit=5000), random.Random(seed), 0
+    for _ in range(150):
+        number = draw.randrange(12)
+        try:
+            file = fill(cache, number, pause=draw.random() * 0.002)
+        except NoRoom:
+            continue
+        if os.pread(file, 1000, 0) != number.to_bytes(4, "big") * 250:
+            results.put("another file's bytes")
+            return
+        with cache._counting():
+            peak = max(peak, sum(_sizes(folder)))
+        os.close(file)
+    results.put("bounded" if peak <= 5000 else f"{peak} bytes")
+
+
+def _sizes(folder: str):
+    for path in Path(folder).iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if len(path.name) == 64:
+                yield path.stat().st_size
+
+
+def test_many_processes_share_a_cache_that_is_too_small_for_them(tmp_path):
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    workers = [
+        context.Process(target=_hammer, args=(str(tmp_path), seed, results)) for seed in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    assert [results.get() for _ in workers] == ["bounded"] * 4
+    for worker in workers:
+        worker.join(10)
+    assert mess(tmp_path) == []
+
+
+def _stuck(folder: str) -> None:
+    fill(Cache(Path(folder), limit=5000), 1, pause=60)
+
+
+def test_a_process_killed_while_it_fetches_holds_nobody_up(tmp_path):
+    worker = multiprocessing.get_context("fork").Process(target=_stuck, args=(str(tmp_path),))
+    worker.start()
+    while not mess(tmp_path):
+        time.sleep(0.01)
+    worker.kill()
+    start = time.monotonic()
+    os.close(fill(Cache(tmp_path, limit=5000), 1))
+    assert time.monotonic() - start < 5
+    assert mess(tmp_path) == []
+
+
+def test_coming_shards_are_fetched_ahead(server, tmp_path):
+    data = config(f"{server.url}/set", cache=tmp_path / "cache", streams=1)
+    with opened(data, train=True) as stream:
+        batches = iter(stream)
+        next(batches)  # its clips are of one shard, or of two
+        end = time.monotonic() + 5
+        while len([name for name in server.asked if name.endswith(".tar")]) < 3:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def test_a_cache_smaller_than_a_set_serves_it_all_the_same(server, folder, tmp_path, monkeypatch):
+    """Room for two of three shards, and one stream: what is not being read goes."""
+    sizes = sorted(shard.bytes for shard in Manifest.open(folder).shards)
+    data = config(f"{server.url}/set", cache=tmp_path / "cache", streams=1)
+    data = replace(data, cache_gb=(sizes[-1] + sizes[-2] + 20_000) / 1e9)
+    expected = served(config(folder, cache=tmp_path, streams=1), train=True, count=32)
+    assert served(data, train=True, count=32) == expected
+    assert server.asked[TAR] > 1, "it had to be fetched again"
+    assert sum(p.stat().st_size for p in (tmp_path / "cache").iterdir()) <= data.cache_gb * 1e9
+
+
+def test_a_cache_that_cannot_hold_what_is_read_at_once_is_refused_at_the_start(server, tmp_path):
+    with pytest.raises(ValueError, match=r"data\.cache_gb 1e-05 cannot hold the 3 shards.*--data"):
+        opened(config(f"{server.url}/set", cache=tmp_path, cache_gb=1e-5))
+
+
+def test_a_cache_that_others_fill_ends_the_run_with_the_setting(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "ROOM_PATIENCE", 0.2)
+    cache = Cache(tmp_path / "cache", limit=10**6)
+    held = fill(cache, 1, size=999_000)
+    data = config(f"{server.url}/set", cache=cache.folder, cache_gb=1e-3)
+    with pytest.raises(CacheError, match=r"--data\.cache_gb"):
+        served(data)
+    os.close(held)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match=r"file/cache cannot be used.*--data\.cache"):
+        served(config(f"{server.url}/set", cache=tmp_path / "file/cache"))
+
+
+def test_a_full_disk_says_so(server, tmp_path):
+    """A file system of 200 kB, which only root may mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(disk)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here: it takes root")
+    try:
+        with pytest.raises(CacheError, match=r"disk is full|disk of the cache .* is full.*--data"):
+            served(config(f"{server.url}/set", cache=disk / "cache"))
+        assert mess(disk / "cache") == []
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_no_space_while_fetching_says_so(tmp_path):
+    def full(part: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CacheError, match=r"is full \(No space.*--data\.cache_gb"):
+        Cache(tmp_path).open("a" * 64, 10, full)
+    assert mess(tmp_path) == []
+
+
+def test_places_print_as_they_are_written():
+    assert str(locate("s3://bucket/set/") / "x.tar") == "s3://bucket/set/x.tar"
+    assert locate("/a/b") == Path("/a/b")
+    like = Remote("", Cache(Path("/c"), 5), 7.0)
+    assert locate("gs://b/s", like) == Remote("gs://b/s", Cache(Path("/c"), 5), 7.0)

@@ -1,0 +1,359 @@
+"""`python -m shards plan` and what a trainer says of its data: verdicts at the edges, and fixes."""
+
+import json
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+import finetune.job
+import pretrain.job
+from shards.__main__ import main
+from shards.config import DataConfig
+from shards.manifest import write_manifest
+from shards.order import Order, check_world
+from shards.plan import plan
+from shards.plan.finding import Demand, Finding
+from shards.plan.measure import Speed, measure
+from shards.plan.preflight import WaitWatch, advice, preflight
+from shards.plan.rate import cores, loaders_needed
+from shards.plan.workers import divisors, padding, padding_fix, steps_per_epoch
+from shards.stream import open_clips
+from tests.runs import finetuning, pretraining
+from tests.shards.make import write_folder
+
+SMALL = {"streams": 4, "frames": 4, "stride": 2, "size": 32}
+FAST = ("--frames", "4", "--stride", "2", "--size", "32", "--seconds", "0.05")
+EASY = Demand(gpus=2, gpus_per_node=2, clips_per_second=10.0, global_batch=4)
+
+
+def config(*folders, **more) -> DataConfig:
+    return DataConfig(shards=tuple(map(str, folders)), **SMALL | more)
+
+
+def planned(data: DataConfig, demand: Demand = EASY, seconds=0.02) -> dict[str, Finding]:
+    findings = plan(data, demand, seconds=seconds)
+    return {finding.about: finding for finding in findings}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """12 clips of 20 frames in two shards: 8 to train on, 4 to test."""
+    where = tmp_path_factory.mktemp("plan") / "s"
+    write_folder(where, [7, 5], test_every=3)
+    return where
+
+
+def test_a_sound_folder_passes_with_a_number_for_every_question(folder, capsys, monkeypatch):
+    monkeypatch.setattr("shards.plan.rate.cores", lambda: 64)
+    monkeypatch.setattr("shards.plan.rate.BUSY", 1.0)  # other tests may run beside this one
+    demand = ("--gpus", "2", "--clips-per-second", "50", "--streams", "4", "--global-batch", "4")
+    assert main(["plan", str(folder), *demand, *FAST]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "12 clips in 2 shards",
+        "2: calm, glad",
+        "train 8, test 4",
+        "shared by 1, 2, 4 workers",
+        "2 GPUs on 1 node, 2 streams each",
+        "3 steps of 4",
+        "clips/s a core",
+        "set data.loader_workers 1",
+        "B/s a node",
+    ):
+        assert words in said, words
+    assert "cannot" not in said and "→" not in said
+
+
+def test_json_holds_the_same_numbers(folder, capsys):
+    assert main(["plan", str(folder), "--gpus", "3", "--json", *FAST]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"] == "cannot"
+    numbers = {f["about"]: f["numbers"] for f in told["findings"]}
+    assert numbers["world sizes"]["world_sizes"] == [1, 2, 4, 8, 16, 32, 64]
+    assert numbers["decoding"]["clips_per_second_per_core"] > 0
+    assert numbers["content"]["clips"] == 12
+
+
+def test_gpus_that_do_not_divide_the_streams_are_told_what_does(folder, capsys):
+    assert main(["plan", str(folder), "--gpus", "48", *FAST]) == 1
+    said = capsys.readouterr().out
+    assert "48 GPUs cannot share 64 streams evenly" in said
+    assert "use 32 GPUs, or in a new run data.streams 96" in said
+    check_world(48, 96)
+
+
+@pytest.mark.parametrize(
+    ("batch", "verdict", "words"),
+    [
+        (None, "ok", "any multiple of the 4 streams"),
+        (4, "ok", "1 a step from every stream"),
+        (16, "ok", "8 a GPU, in micro-batches of 1, 2, 4, 8"),
+        (6, "cannot", "of their world sizes it has 1, 2"),
+        (3, "cannot", "not a multiple of the 4 streams"),
+    ],
+)
+def test_the_global_batch_is_a_multiple_of_the_streams(folder, batch, verdict, words):
+    found = planned(config(folder), replace(EASY, global_batch=batch))["global batch"]
+    assert found.verdict == verdict and words in found.found
+    if verdict == "cannot":
+        assert "run.global_batch 4" in found.fix
+
+
+def test_fewer_shards_than_streams_work_and_it_says_how(folder):
+    found = planned(config(folder, streams=8), replace(EASY, global_batch=8))["streams"]
+    assert found.verdict == "ok"
+    assert "about 4 streams read different parts of each of 2 shards" in found.found
+    order = Order([7, 5], streams=8, global_batch=8, seed=0, shuffle=True)
+    epoch = [s for step in range(order.steps_per_epoch) for s in order.slots(step)]
+    real = [(s.shard, s.sample) for s in epoch if s.shard >= 0]
+    assert len(real) == len(set(real)) == 12, "and it is true: every clip is served once"
+    assert {s.stream for s in epoch if s.shard >= 0} == set(range(8)), "no stream is empty"
+
+
+def test_fewer_clips_than_streams_leave_some_empty(folder):
+    found = planned(config(folder, streams=64), replace(EASY, global_batch=64))
+    assert found["streams"].verdict == "warning"
+    assert "52 stay empty" in found["streams"].found and "data.streams 12" in found["streams"].fix
+    assert found["epoch"].verdict == "warning" and "81% of its places" in found["epoch"].found
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7, 15, 16, 17, 63, 97])
+@pytest.mark.parametrize("streams", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize("per_stream", [1, 2, 5])
+def test_steps_and_padding_are_those_of_the_order(samples, streams, per_stream):
+    batch = streams * per_stream
+    order = Order([samples], streams=streams, global_batch=batch, seed=0, shuffle=False)
+    assert steps_per_epoch(samples, streams, batch) == order.steps_per_epoch
+    slots = [s for step in range(order.steps_per_epoch) for s in order.slots(step)]
+    empty = sum(s.shard < 0 for s in slots) / len(slots)
+    assert padding(samples, streams, batch) == pytest.approx(empty)
+    assert divisors(streams) == [w for w in range(1, streams + 1) if streams % w == 0]
+
+
+def test_the_fix_of_a_batch_that_pads_is_one_that_does_not():
+    assert padding(100, 4, 64) > 0.2
+    assert padding_fix(100, 4, 64) == "run.global_batch 52 pads 4%"
+    assert "add clips" in padding_fix(3, 4, 64)
+
+
+@pytest.mark.parametrize(
+    ("frames", "stride", "verdict", "words"),
+    [
+        (4, 6, "ok", "of 12 clips looked at none has fewer than 19 frames"),
+        (4, 7, "warning", "data.stride 6 fits 95% of them"),
+        (20, 1, "ok", "none has"),
+        (21, 1, "warning", "in 100% frames repeat"),
+    ],
+)
+def test_clips_shorter_than_what_is_taken(folder, frames, stride, verdict, words):
+    found = planned(config(folder, frames=frames, stride=stride))["length"]
+    assert found.verdict == verdict and words in found.found + found.fix
+
+
+def test_missing_and_cut_shards_are_named(tmp_path, capsys):
+    write_folder(tmp_path / "s", [1, 1, 1])
+    (tmp_path / "s" / "shard-000001.tar").unlink()
+    cut = tmp_path / "s" / "shard-000002.tar"
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    assert main(["plan", str(tmp_path / "s"), "--gpus", "2", "--json", *FAST]) == 1
+    said = capsys.readouterr().out
+    assert "2 of 3 shards missing or not whole: shard-000001.tar, shard-000002.tar" in said
+    assert "not measured" in said and "ingest" in said
+
+
+def test_no_folder_an_empty_one_and_a_foreign_one(tmp_path, folder, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "manifest.json").write_text('{"schema": "other/9"}')
+    for name in ("gone", "empty", "foreign"):
+        assert main(["plan", str(tmp_path / name), str(folder), *FAST]) == 1
+        said = "".join(capsys.readouterr().out.split())
+        assert name in said and "cannot" in said and "12clipsin2shards" in said
+    assert main(["plan", str(tmp_path / "gone"), *FAST]) == 1
+
+
+def test_a_manifest_without_clips_cannot_work(tmp_path):
+    (tmp_path / "s").mkdir()
+    write_manifest(tmp_path / "s", [], labels=(), splits={}, clip={}, created_by={})
+    found = planned(config(tmp_path / "s"))
+    assert found["content"].verdict == "cannot" and "rejected.csv" in found["content"].fix
+    assert "epoch" not in found and found["decoding"].verdict == "warning"
+
+
+def test_labels_and_splits_that_are_missing_or_differ(tmp_path, folder):
+    write_folder(tmp_path / "bare", [2], labels=())
+    write_folder(tmp_path / "other", [2], labels=("glad", "calm"))
+    assert planned(config(tmp_path / "bare"))["labels"].verdict == "warning"
+    both = planned(config(tmp_path / "bare", folder))["labels"]
+    assert both.verdict == "ok" and f"none in {tmp_path / 'bare'}" in both.found
+    assert planned(config(tmp_path / "other", folder))["labels"].verdict == "cannot"
+    found = planned(config(folder, split="val"))["splits"]
+    assert found.verdict == "cannot" and "--split train or test" in found.fix
+
+
+def test_a_damaged_clip_among_those_measured_is_a_warning(tmp_path):
+    write_folder(tmp_path / "s", [3], replaced={"s0_1": b"\0\0\0\x18ftypisom" + bytes(64)})
+    found = planned(config(tmp_path / "s"), seconds=0.2)
+    assert found["clips"].verdict == "warning" and "cannot be decoded" in found["clips"].found
+    assert found["decoding"].numbers["clips_per_second_per_core"] > 0
+
+
+def test_where_no_clip_can_be_read_nothing_works(tmp_path):
+    write_folder(tmp_path / "s", [1], replaced={"s0_0": b"no video"})
+    found = planned(config(tmp_path / "s"), seconds=0.05)
+    assert found["clips"].verdict == "cannot" and "cores" not in found
+
+
+def test_measuring_ends_after_so_many_clips_and_leaves_opencv_as_it_was(folder):
+    import cv2
+
+    threads = cv2.getNumThreads()
+    speed = measure(config(folder), seconds=60, most=16)
+    assert speed.tried == 16 and speed.clips == 12 and not speed.troubles
+    assert speed.per_core > 0 and cv2.getNumThreads() == threads
+
+
+def test_cores_and_loaders_follow_from_the_rate(folder, monkeypatch):
+    speed = Speed(clips=100, core_seconds=4.0, seconds=4.0, tried=100, troubles=())
+    monkeypatch.setattr("shards.plan.rate.measure", lambda *_, **__: speed)
+    monkeypatch.setattr("shards.plan.rate.cores", lambda: 16)
+    demand = Demand(gpus=2, gpus_per_node=2, clips_per_second=200, global_batch=4)
+    found = planned(config(folder), demand)["cores"]
+    assert found.numbers == {"cores_per_gpu": 4.0, "loader_workers": 5, "cores_per_node": 12}
+    assert found.verdict == "ok"
+    found = planned(config(folder), replace(demand, clips_per_second=400))["cores"]
+    assert found.verdict == "warning" and "reach about 350 clips/s" in found.fix
+    monkeypatch.setattr("shards.plan.rate.cores", lambda: 2)
+    assert planned(config(folder), demand)["cores"].fix == "run this on a node"
+
+
+def test_a_measurement_that_waited_is_in_doubt(folder, monkeypatch):
+    speed = Speed(clips=100, core_seconds=4.0, seconds=10.0, tried=100, troubles=())
+    monkeypatch.setattr("shards.plan.rate.measure", lambda *_, **__: speed)
+    found = planned(config(folder))["decoding"]
+    assert found.verdict == "warning" and "60% of the time went to waiting" in found.found
+
+
+def test_a_disk_that_must_be_local(folder):
+    found = planned(config(folder), replace(EASY, clips_per_second=1e6))["disk"]
+    assert found.verdict == "warning" and "NVMe" in found.fix
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [("--gpus", "0"), ("--clips-per-second", "nan"), ("--streams", "x"), ("--size", "9" * 12)],
+)
+def test_a_wrong_flag_is_refused_by_its_name(folder, capsys, flag):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", str(folder), *flag])
+    assert stop.value.code == 2 and flag[0] in capsys.readouterr().err
+
+
+def test_file_names_are_no_markup(tmp_path, capsys):
+    where = tmp_path / "[red]x[/red]\x1b[2J"
+    write_folder(where, [1])
+    main(["plan", str(where), "--gpus", "1", "--streams", "1", *FAST])
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "[red]x[/red]\\u001b[2J" in "".join(said.split())
+
+
+def asked(data: DataConfig, *, batch: int, world: int) -> list[str]:
+    """The lines that a trainer prints before it starts."""
+    numbers = {"global_batch": batch, "micro_batch": 1, "rank": 0, "world": world}
+    with open_clips(data, **numbers, train=True, ledger=None) as stream:
+        return preflight(data, stream, global_batch=batch, world=world).splitlines()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 99 worker processes")
+def test_a_trainer_is_told_its_limit_and_in_one_line_what_is_off(folder):
+    lines = asked(config(folder), batch=4, world=2)
+    assert len(lines) == 1 and "2 workers x 2 loader processes: at most" in lines[0]
+    assert "a step of 4 takes at least" in lines[0]
+    lines = asked(config(folder, loader_workers=99, frames=30), batch=64, world=1)
+    assert len(lines) == 2 and lines[1].startswith("warning: data.loader_workers is 99")
+    assert "81% of the places" in lines[1] and "100% of the clips are shorter" in lines[1]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 99 worker processes")
+@pytest.mark.parametrize("application", [pretraining, finetuning])
+def test_both_trainers_ask_before_they_start(folder, tmp_path, capsys, monkeypatch, application):
+    job = pretrain.job if application is pretraining else finetune.job
+    monkeypatch.setattr(job, "drive", lambda *_, **__: {})
+    made = application(folder, tmp_path / "o", f"sqlite:///{tmp_path / 'm.db'}")
+    made = replace(made, data=replace(made.data, loader_workers=99))
+    job.run(made)
+    said = capsys.readouterr().out
+    assert "1 worker x 99 loader processes" in said
+    assert "warning: data.loader_workers is 99" in said
+
+
+def test_shards_elsewhere_are_not_fetched_to_be_measured():
+    """A start must not wait for whole shards to come."""
+    data = config("memory://nowhere")
+    collection = SimpleNamespace(manifests=[])
+    stream = SimpleNamespace(samples=12, steps_per_epoch=3, collection=collection)
+    assert "not measured" in preflight(data, stream, global_batch=4, world=1)
+    said = []
+    watch = WaitWatch(Log(), data, world=1, say=said.append)
+    for step in range(4):
+        watch.log({"train/data_wait": 0.9}, step)
+    assert "raise data.loader_workers" in said[0]
+
+
+class Log:
+    def __init__(self):
+        self.steps = []
+
+    def log(self, metrics, step):
+        self.steps.append(step)
+
+    def log_file(self, path, artifact_dir): ...
+
+    def figure(self, name, image, step): ...
+
+
+@pytest.mark.parametrize(
+    ("waits", "hints"),
+    [
+        ([0.9, 0.5, 0.5, 0.5, 0.9, 0.9], 1),
+        ([0.9, 0.1, 0.1, 0.1, 0.9, 0.9], 0),
+        ([0.9, 0.9, 0.9], 0),
+        ([0.1, 0.0, 0.0, 0.61, 0.0], 1),
+    ],
+    ids=["waits", "only at the start or later", "too few steps", "on the mean"],
+)
+def test_a_run_that_waits_for_data_says_so_once(folder, waits, hints):
+    tracker, said = Log(), []
+    watch = WaitWatch(tracker, config(folder, loader_workers=0), world=1, say=said.append)
+    for step, wait in enumerate(waits):
+        watch.log({"train/data_wait": wait, "train/clips_per_second": 100.0}, step)
+        watch.log({"test/uar": 0.5}, step)
+    assert len(said) == hints and len(tracker.steps) == 2 * len(waits)
+    assert all("data.loader_workers" in line and "\n" not in line for line in said)
+
+
+def test_a_hint_never_ends_a_run(folder, tmp_path):
+    said = []
+    watch = WaitWatch(Log(), config(tmp_path / "gone"), world=1, say=said.append)
+    for step in range(5):
+        watch.log({"train/data_wait": 0.9}, step)
+    assert len(said) == 1 and "gone" in said[0]
+
+
+def test_the_advice_names_what_limits(folder, monkeypatch):
+    monkeypatch.setattr("shards.plan.preflight.cores", lambda: 8)
+    speed = Speed(clips=100, core_seconds=4.0, seconds=4.0, tried=100, troubles=())  # 25 a core
+    data = config(folder, loader_workers=2)
+    assert "set data.loader_workers 5" in advice(data, speed, wait=0.5, rate=50, world=1)
+    assert "local disk" in advice(data, speed, wait=0.9, rate=10, world=1)
+    taken = replace(data, loader_workers=8)
+    assert "smaller clips" in advice(taken, speed, wait=0.5, rate=200, world=1)
+    none = replace(data, loader_workers=0)
+    assert "set data.loader_workers 2" in advice(none, speed, wait=0.5, rate=12, world=1)
+
+
+def test_loaders_are_never_none():
+    assert loaders_needed(0.001, 30.0) == 1 and loaders_needed(60, 30.0) == 3
+    assert 1 <= cores() <= (os.cpu_count() or 1)
