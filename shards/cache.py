@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from shards.patience import WrongBytes
 
 DEFAULT_FOLDER = Path("~/.cache/mira-video/shards")
 DEFAULT_GB = 50.0
+POLL = 0.05
+"""Seconds between two looks at a file that another process fetches."""
 
 _OURS = re.compile(r"[0-9a-f]{64}(?:\.(\d+)\.part)?")
 
@@ -86,7 +89,13 @@ class Cache:
         self._root.mkdir(parents=True, exist_ok=True)
         part, final = self._root / f"{digest}.{size}.part", self._root / digest
         with part.open("ab") as claim:
-            fcntl.flock(claim, fcntl.LOCK_EX)  # waits for who is fetching the same
+            try:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Somebody is fetching it. Waiting for this lock might last for ever: what is
+                # locked is the file itself, and once it is whole its readers lock it.
+                time.sleep(POLL)
+                return
             if not _is_at(claim.fileno(), part):
                 return
             try:

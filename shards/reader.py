@@ -14,6 +14,7 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -132,8 +133,11 @@ class Collection:
         return manifest.shards[i].sha256
 
     def warm(self, shard: int) -> None:
-        """Fetch a shard into the cache ahead of its time; what goes wrong shows when it is read."""
+        """Fetch a shard into the cache ahead of its time, with one try: what goes wrong shows when
+        it is read."""
         manifest, i = self._locate(shard)
+        if isinstance(manifest.folder, Remote):
+            manifest = replace(manifest, folder=replace(manifest.folder, limit=0.0))
         try:
             os.close(manifest.open_index(i))
             os.close(manifest.open_tar(i))

@@ -349,6 +349,29 @@ def test_a_process_killed_while_it_fetches_holds_nobody_up(tmp_path):
     assert mess(tmp_path) == []
 
 
+def _fill_and_hold(folder: str, ready, go) -> None:
+    cache = Cache(Path(folder), limit=5000)
+    file = fill(cache, 1, pause=0.3)
+    ready.set()
+    go.wait(20)
+    os.close(file)
+
+
+def test_who_waits_for_a_download_gets_it_while_others_read_it(tmp_path):
+    """The lock of a file being written is, once it is whole, the lock that its readers hold."""
+    context = multiprocessing.get_context("fork")
+    ready, go = context.Event(), context.Event()
+    worker = context.Process(target=_fill_and_hold, args=(str(tmp_path), ready, go))
+    worker.start()
+    while not mess(tmp_path):
+        time.sleep(0.01)
+    start = time.monotonic()
+    os.close(fill(Cache(tmp_path, limit=5000), 1))
+    assert time.monotonic() - start < 5 and ready.wait(5)
+    go.set()
+    worker.join(10)
+
+
 def test_coming_shards_are_fetched_ahead(server, tmp_path):
     data = config(f"{server.url}/set", cache=tmp_path / "cache", streams=1)
     with opened(data, train=True) as stream:
