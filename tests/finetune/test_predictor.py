@@ -160,6 +160,12 @@ def loader_views(folder: Path):
     frames = decode(video, lambda n: np.arange(n))
 
     class OneClip:
+        def path(self, shard):
+            return Path("shard-000000.tar")
+
+        def skips(self, shard, key):
+            return False
+
         def row(self, shard, sample):
             record = Record(clip_id="a", path="a", fps=20.0, num_frames=len(frames))
             return type("Row", (), {"key": "a", "record": record})
