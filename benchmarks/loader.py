@@ -8,7 +8,8 @@ multi-scale crop to 224 px, on one core:
 
     original     decord on the original file, then the crop, as VideoMAE's loader works
     mp4 gop N    our stored face track: H.264, a key frame every N; decoded by decord (what
-                 `shards` does), or by PyAV
+                 `shards` does), by PyAV, or by torchcodec where it is installed (it is no
+                 requirement; it also needs FFmpeg's libraries on the system)
     jpeg Q       the same pictures as one JPEG each, of which only the 16 wanted are decoded
     … decode     the decoder alone, without the crop: what no loader can beat
 
@@ -18,6 +19,7 @@ against the cropped pictures before encoding. Rows go to benchmarks/results/load
 
 import argparse
 import datetime
+import functools
 import io
 import sys
 import tempfile
@@ -93,6 +95,30 @@ def by_pyav(video: bytes, choose: Choose) -> NDArray:
     return np.stack([kept[i] for i in wanted.tolist()])
 
 
+def by_torchcodec(video: bytes, choose: Choose) -> NDArray:
+    """The wanted frames by torchcodec on one thread. Our files have a constant rate, so that it
+    need not scan them first."""
+    from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
+
+    reader = VideoDecoder(
+        video, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate"
+    )
+    wanted = choose(reader.metadata.num_frames)
+    return reader.get_frames_at(indices=wanted.tolist()).data.numpy()
+
+
+@functools.cache
+def decoders() -> dict[str, Callable[[bytes, Choose], NDArray]]:
+    """By name; torchcodec only where it can be loaded."""
+    found: dict[str, Callable[[bytes, Choose], NDArray]] = {"decord": decode, "pyav": by_pyav}
+    try:
+        import torchcodec.decoders  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except (ImportError, OSError, RuntimeError) as error:
+        print(f"without torchcodec: {str(error).splitlines()[0]}", file=sys.stderr)
+        return found
+    return found | {"torchcodec": by_torchcodec}
+
+
 def by_jpeg(pictures: list[NDArray], choose: Choose) -> NDArray:
     """The wanted frames of a clip stored picture by picture."""
     chosen = [cv2.imdecode(pictures[i], cv2.IMREAD_COLOR) for i in choose(len(pictures)).tolist()]
@@ -121,8 +147,10 @@ def contestants(original: Path, folder: Path) -> dict[str, Contestant]:
     }
     for gop in GOPS:
         data = mp4(truth, clip.fps, gop, folder)
-        quality = psnr(decode(data, every), truth)
-        for name, load in (("decord", decode), ("pyav", by_pyav)):
+        stored = decode(data, every)
+        quality = psnr(stored, truth)
+        for name, load in decoders().items():
+            assert np.abs(load(data, every).astype(int) - stored).mean() < 1, "the same frames"
             found[f"mp4 gop {gop} {name}"] = Contestant(
                 lambda choose, data=data, load=load: load(data, choose), len(data), quality
             )

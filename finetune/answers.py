@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from finetune.predictor import Prediction
+from finetune.prediction import Prediction
 from finetune.predictor_package import stream_predictions
 from launch.config import to_dict
 from launch.job import command, write_json
@@ -32,8 +32,21 @@ class PredictConfig:
     """Video files."""
     out: str = "runs/prediction"
     """Folder for `predictions.json` and the pictures."""
+    onset: float | None = None
+    """Seconds into the video, for a network that looks at onset and apex; None has them spotted."""
+    apex: float | None = None
+    """Seconds into the video; goes with onset."""
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(experiment="predict"))
     """Where the model is registered, and the answers are recorded."""
+
+    @property
+    def marks(self) -> tuple[float, float] | None:
+        """Onset and apex, where they were told. ValueError for one without the other."""
+        if self.onset is None and self.apex is None:
+            return None
+        if self.onset is None or self.apex is None:
+            raise ValueError("onset and apex go together: tell both in seconds, or neither")
+        return self.onset, self.apex
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,6 +59,10 @@ def run(config: PredictConfig) -> list[Prediction]:
     """Ask, print, write. Raises ValueError where not one video could be used."""
     if not config.videos:
         raise ValueError("no video was named: launch/predict.py MODEL VIDEO …")
+    if config.marks and len(config.videos) > 1:
+        raise ValueError(
+            f"onset and apex are of one video, {len(config.videos)} are named: ask one by one"
+        )
     missing = [video for video in config.videos if not Path(video).expanduser().is_file()]
     if missing:
         raise FileNotFoundError(
@@ -63,16 +80,24 @@ def run(config: PredictConfig) -> list[Prediction]:
         config.tracking, output=str(out), config=to_dict(config), origin=provenance(seed=0)
     )
     with closing_run(handle):
-        answers = ask(model, config.videos, out, Tracker(*handle, system_metrics_seconds=0))
+        tracker = Tracker(*handle, system_metrics_seconds=0)
+        answers = ask(model, config.videos, out, tracker, marks=config.marks)
     if all(answer.reason for answer in answers):
         raise ValueError(f"none of the {len(answers)} videos could be used; see the reasons above")
     return answers
 
 
-def ask(model: Path, videos: Sequence[str], out: Path, tracker: Tracker) -> list[Prediction]:
+def ask(
+    model: Path,
+    videos: Sequence[str],
+    out: Path,
+    tracker: Tracker,
+    *,
+    marks: tuple[float, float] | None = None,
+) -> list[Prediction]:
     """All answers; each is printed when it is known, its picture kept here and in MLflow."""
     answers = []
-    for answer in stream_predictions(model, videos, pictures=True):
+    for answer in stream_predictions(model, videos, pictures=True, marks=marks):
         show(answer)
         if answer.picture is not None:
             name = f"{len(answers):03d}_{Path(answer.video).stem}"
@@ -90,10 +115,31 @@ def show(answer: Prediction) -> None:
     if answer.reason is not None:
         print(f"{answer.video}: {answer.reason}; {answer.action}", file=sys.stderr)
         return
-    ranked = sorted((answer.probabilities or {}).items(), key=lambda item: -item[1])
-    shares = ", ".join(f"{label} {share:.0%}" for label, share in ranked[:3])
-    peak = max(zip(answer.importance, answer.times, strict=True))[1]
-    print(f"{answer.video}: {shares}; the most important frame is at {peak:.2f} s")
+    print(f"{answer.video}: {'; '.join(told(answer))}")
+
+
+def told(answer: Prediction) -> list[str]:
+    """What an answer says, in words."""
+    parts = []
+    if answer.probabilities:
+        parts.append(_ranked(answer.probabilities, shown=3))
+    if answer.units:
+        parts.append(f"action units {_ranked(answer.units, shown=5)}")
+    if answer.valence is not None and answer.arousal is not None:
+        parts.append(f"valence {answer.valence:+.2f}, arousal {answer.arousal:+.2f}")
+    if answer.importance:
+        peak = max(zip(answer.importance, answer.times, strict=True))[1]
+        parts.append(f"the most important frame is at {peak:.2f} s")
+    if answer.onset is not None and answer.apex is not None:
+        parts.append(
+            f"onset at {answer.onset:.2f} s, apex at {answer.apex:.2f} s ({answer.apex_source})"
+        )
+    return parts
+
+
+def _ranked(shares: dict[str, float], *, shown: int) -> str:
+    ranked = sorted(shares.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {share:.0%}" for name, share in ranked[:shown])
 
 
 def plain(answer: Prediction) -> dict:

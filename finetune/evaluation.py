@@ -1,11 +1,12 @@
-"""Evaluation of a registered or local classifier on a split of shards.
+"""Evaluation of a registered or local network on a split of shards.
 
 Owns what is written: `metrics.json`, `predictions.csv`, a confusion matrix, and the run in MLflow.
 Clips are sampled, cropped and viewed as the predictor's own configuration says. The loop is
-`launch/engine.py`, the figures are `metrics.py`.
+`launch/engine.py`, the figures are `metrics.py` and `measure.py`.
 """
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +16,11 @@ import torch
 import tyro
 from torch import Tensor
 
-from finetune.metrics import ClassificationMeter, LabelledBatch
+from finetune.inputs import carrying
+from finetune.measure import AnnotatedBatch, Measure
 from finetune.mixing import MixConfig
+from finetune.models.configs import privileged
+from finetune.outputs import AFFECT, Outputs
 from finetune.pictures import confusion_matrix_picture
 from finetune.predictor import Predictor
 from finetune.task import ClassifyTask
@@ -43,6 +47,9 @@ class EvaluateConfig:
     """Shard folders: paths, or URLs."""
     split: str | None = "test"
     """The split that is measured; None takes every clip."""
+    splits: str | None = None
+    """A CSV file `dataset,key,split` (path or URL) that replaces the splits stored in the shards;
+    clips that it does not name are left out."""
     batch: int = 8
     """Clips a worker computes at once."""
     loader_workers: int = 2
@@ -63,23 +70,30 @@ class EvaluateConfig:
             raise ValueError(f"batch is {self.batch}: use 1 or more")
 
 
-class RecordingMeter(ClassificationMeter):
-    """Counts, and keeps each clip's probabilities."""
+class RecordingMeter(Measure):
+    """Measures, and keeps each clip's answer beside what is known of it."""
 
-    def __init__(self, labels: Sequence[str]):
-        super().__init__(len(labels), labels)
-        self.rows: list[tuple[str, int, list[float]]] = []
-        """Key, label (-1 unknown), probabilities: this rank's clips, then those of all ranks."""
+    def __init__(self, outputs: Outputs):
+        super().__init__(outputs)
+        self.rows: list[tuple[str, int, list[float], list[float]]] = []
+        """Key, label (-1 unknown), answers [O], then annotated units and affect (NaN unknown): this
+        rank's clips, then those of all ranks."""
 
-    def update(self, output: Tensor, batch: LabelledBatch) -> None:
-        """Count one micro-batch; arguments as in `ClassificationMeter`."""
+    def update(self, output: Tensor, batch: AnnotatedBatch) -> None:
+        """Take in one micro-batch; arguments as in `Measure`."""
         super().update(output, batch)
-        weights, labels = batch.weights.tolist(), batch.labels.tolist()
-        for key, weight, label, row in zip(
-            batch.keys, weights, labels, output.tolist(), strict=True
-        ):
+        annotated = [batch.extra[name] for name in self.annotated]
+        truth = torch.cat([output.new_zeros(len(output), 0), *annotated], 1)
+        values = (batch.weights, batch.labels, output, truth)
+        for key, weight, *row in zip(batch.keys, *(v.tolist() for v in values), strict=True):
             if weight > 0:
-                self.rows.append((key, label, row))
+                self.rows.append((key, *row))
+
+    @property
+    def annotated(self) -> list[str]:
+        """Names in `ClipBatch.extra` of what is told beside classes."""
+        told = {"units": bool(self.outputs.units), "affect": self.outputs.affect}
+        return [name for name, there in told.items() if there]
 
     def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Figures over all ranks; gathers the rows of all ranks, in order of their keys."""
@@ -98,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Fetch the model, measure it, print the figures; returns the summary."""
-    config = absolute_paths(config, "shards", "cache", "cluster.output")
+    config = absolute_paths(config, "shards", "splits", "cache", "cluster.output")
     if not config.model:
         raise ValueError("model is empty: name one with --model models:/NAME@ALIAS or a folder")
     inputs = check_shards(config)
@@ -107,22 +121,38 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     local = fetch(config.model, uri=uri, into=output / ".fetched")
     config = replace(config, model=str(local.absolute()))
     result = drive(measure, config, seed=0, inputs=inputs, publish=lambda *_: {})
-    chance = 1 / len(result["labels"])
     which = f"split {config.split}" if config.split else "all splits"
     print(
         f"{result['clips']:.0f} clips of {which} ({result['coverage']:.1%} answered): "
-        f"accuracy {result['war']:.1%}, mean recall {result['uar']:.1%}, "
-        f"F1 {result['f1']:.3f}; chance {chance:.1%}; {output}"
+        f"{'; '.join(in_words(result))}; {output}"
     )
     return result
+
+
+def in_words(result: dict[str, Any]) -> list[str]:
+    """The figures that a person looks at first."""
+    parts = []
+    if "war" in result:
+        parts.append(
+            f"accuracy {result['war']:.1%}, mean recall {result['uar']:.1%}, "
+            f"F1 {result['f1']:.3f}; chance {1 / len(result['labels']):.1%}"
+        )
+    if "units/f1" in result:
+        parts.append(f"F1 of action units {result['units/f1']:.3f}")
+    if "affect/ccc" in result:
+        parts.append(f"concordance of valence and arousal {result['affect/ccc']:.3f}")
+    if result["privileged"]:
+        parts.append(f"PRIVILEGED: told {', '.join(result['privileged'])}")
+    return parts
 
 
 def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     """One worker: predict its clips; rank 0 writes what was found."""
     config = from_dict(EvaluateConfig, payload["config"])
     predictor = Predictor.load(config.model, device=str(context.device))
-    task = ClassifyTask(predictor.model, MixConfig())
-    meter = RecordingMeter(predictor.config.labels)
+    outputs = predictor.config.outputs
+    task = ClassifyTask(predictor.model, MixConfig(), outputs=outputs)
+    meter = RecordingMeter(outputs)
     batch = config.batch * context.world
     with open_clips(
         data_of(config, predictor, streams=context.world),
@@ -133,16 +163,19 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         train=False,
         ledger=Ledger(Path(config.cluster.output, "ledger.jsonl"), rank=context.rank),
     ) as stream:
-        check_labels(stream.labels, predictor.config.labels)
+        if outputs.labels:
+            check_labels(stream.labels, outputs.labels)
         found = evaluate(task, stream, meter, context=context)
-    result = {"labels": list(predictor.config.labels), **found}
+    stamp = {"labels": list(outputs.labels), "privileged": privileged(predictor.config.encoder)}
+    result = {**stamp, **found}
     ledger = Path(config.cluster.output, "ledger.jsonl")
     with attached(payload, context, files=[ledger]) as tracker:
         tracker.log({f"{config.split or 'all'}/{name}": value for name, value in found.items()}, 0)
         if context.rank == 0:
             write(meter, result, Path(config.cluster.output))
-            image = confusion_matrix_picture(meter.confusion, meter.labels)
-            tracker.figure(f"confusion_{config.split or 'all'}", image, 0)
+            if meter.classes is not None:
+                image = confusion_matrix_picture(meter.classes.confusion, outputs.labels)
+                tracker.figure(f"confusion_{config.split or 'all'}", image, 0)
             tracker.log_file(str(Path(config.cluster.output, "predictions.csv")), "")
     return result
 
@@ -150,11 +183,13 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
 def data_of(config: EvaluateConfig, predictor: Predictor, *, streams: int) -> DataConfig:
     """The clips as the predictor's own configuration samples and views them."""
     own = predictor.config
-    return DataConfig(
+    data = DataConfig(
         shards=config.shards,
         split=config.split,
+        splits=config.splits,
         streams=streams,
         frames=own.encoder.frames,
+        pair=own.encoder.pair,
         stride=own.stride,
         size=own.encoder.image_size,
         loader_workers=config.loader_workers,
@@ -163,18 +198,22 @@ def data_of(config: EvaluateConfig, predictor: Predictor, *, streams: int) -> Da
         cache_gb=config.cache_gb,
         views=own.views,
     )
+    return carrying(data, own.encoder, own.outputs)
 
 
 def check_shards(config: EvaluateConfig) -> dict[str, tuple[str, str]]:
-    """Place and sha256 of the manifests. ValueError unless there are whole shards with clips of the
+    """Place and sha256 of what is read. ValueError unless there are whole shards with clips of the
     split, before anything starts."""
     if not config.shards:
         raise ValueError("shards is empty: name shard folders with --shards DIR …")
     data = DataConfig(
-        shards=config.shards, split=config.split, cache=config.cache, cache_gb=config.cache_gb
+        shards=config.shards,
+        split=config.split,
+        splits=config.splits,
+        cache=config.cache,
+        cache_gb=config.cache_gb,
     )
-    manifests = enumerate(open_collection(data).manifests)
-    return {f"manifest_{i}": manifest.origin for i, manifest in manifests}
+    return open_collection(data).inputs
 
 
 def check_labels(found: Sequence[str], known: Sequence[str]) -> None:
@@ -187,14 +226,30 @@ def check_labels(found: Sequence[str], known: Sequence[str]) -> None:
 
 
 def write(meter: RecordingMeter, result: dict[str, Any], folder: Path) -> None:
-    """`metrics.json` with the confusion matrix, and `predictions.csv` with a row a clip."""
-    write_json(folder / "metrics.json", {**result, "confusion": meter.confusion.tolist()})
+    """`metrics.json`, with the confusion matrix of classes, and `predictions.csv`, a row a clip."""
+    classes = {} if meter.classes is None else {"confusion": meter.classes.confusion.tolist()}
+    write_json(folder / "metrics.json", {**result, **classes})
     aside = folder / ".predictions.csv.writing"
     with aside.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["key", "label", "prediction", *meter.labels])
-        for key, label, shares in meter.rows:
-            truth = meter.labels[label] if label >= 0 else ""
-            best = meter.labels[max(range(len(shares)), key=shares.__getitem__)]
-            rows.writerow([key, truth, best, *(f"{share:.6f}" for share in shares)])
+        rows.writerow(columns(meter.outputs))
+        for key, label, answers, truth in meter.rows:
+            known = ["" if math.isnan(value) else f"{value:g}" for value in truth]
+            named = verdict(meter.outputs.labels, label, answers)
+            rows.writerow([key, *named, *(f"{value:.6f}" for value in answers), *known])
     aside.replace(folder / "predictions.csv")
+
+
+def columns(outputs: Outputs) -> list[str]:
+    """Of `predictions.csv`: a class by its name, what is annotated with `true` before it."""
+    told = [*(f"unit {name}" for name in outputs.units), *(AFFECT if outputs.affect else ())]
+    classes = ["label", "prediction", *outputs.labels] if outputs.labels else []
+    return ["key", *classes, *told, *(f"true {name}" for name in told)]
+
+
+def verdict(labels: Sequence[str], label: int, answers: Sequence[float]) -> list[str]:
+    """The true class, empty where unknown, and the likeliest; nothing where none is told."""
+    if not labels:
+        return []
+    best = max(range(len(labels)), key=answers.__getitem__)
+    return [labels[label] if label >= 0 else "", labels[best]]

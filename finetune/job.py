@@ -4,38 +4,35 @@ Owns what the driver checks before it starts, what each worker builds, and which
 kept. The loop is `launch/engine.py`, the network `models/`, the objective `task.py`.
 """
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from finetune.metrics import ClassificationMeter
-from finetune.models.classifier import Classifier
-from finetune.pictures import confusion_matrix_picture
-from finetune.predictor import PredictorConfig, save_predictor
+from finetune.best import Best
+from finetune.feeding import Known, check_labelled, class_counts, open_split, open_train
+from finetune.models import build as build_network
+from finetune.models import start
+from finetune.models.configs import identity as network_identity
+from finetune.models.configs import privileged
 from finetune.predictor_package import package
 from finetune.recipes import RECIPES, FinetuneConfig
 from finetune.task import ClassifyTask
-from launch.checkpoint import Checkpoints, fp32_state
+from launch.checkpoint import Checkpoints
 from launch.cluster import WorkerContext
 from launch.config import absolute_paths, from_dict, parse, to_dict
-from launch.engine import evaluate, fit
+from launch.engine import fit
 from launch.job import attached, command, drive, identity, summarise
 from launch.registry import fetch, register_predictor
 from launch.store import store_uri
-from launch.task import Tracker
 from launch.tracking import RunHandle
-from shards.batch import ClipBatch
 from shards.ledger import Ledger
 from shards.plan.preflight import WaitWatch, preflight
-from shards.stream import ClipStream, TooManyFailures, open_clips
+from shards.stream import ClipStream, TooManyFailures
 from shards.workers import WorkerDied
-
-SELECTED_BY = "uar"  # the figure on the validation split that picks the best step
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +46,9 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
     """Check everything that can be checked here, then train on the cluster; returns the summary."""
-    config = absolute_paths(config, "data.shards", "data.skip", "data.cache", "cluster.output")
+    config = absolute_paths(
+        config, "data.shards", "data.splits", "data.skip", "data.cache", "cluster.output"
+    )
     world = max(1, config.cluster.workers)
     if config.validation_split is not None:
         open_split(config, config.validation_split, rank=0, world=world).close()
@@ -59,7 +58,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         print(f"{stream.samples} clips of {len(stream.labels)} classes, {steps} steps")
         check_labelled(config, stream)
         batch = config.run.global_batch
-        print(preflight(config.data, stream, global_batch=batch, world=world))
+        print(preflight(config.data_for(), stream, global_batch=batch, world=world))
         inputs: dict[str, Any] = dict(stream.inputs)
     if config.init is not None:
         uri = store_uri(config.tracking.uri, config.cluster.output)
@@ -85,7 +84,7 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         attached(payload, context, files=[output / "ledger.jsonl"]) as tracker,
         open_train(config, rank=context.rank, world=context.world) as probe,
     ):
-        task = build(config, probe.labels, verbose=context.rank == 0)
+        task = build(config, probe.labels, **facts(config, probe), verbose=context.rank == 0)
         task.flops_per_clip *= config.data.repeats
         tracker = WaitWatch(tracker, config.data, world=context.world)
         best = Best(config, output / "best", probe.labels, payload["origin"])
@@ -95,10 +94,12 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
             best.forget()
         summary = fit(
             task,
-            lambda step: Labelled(
+            lambda step: Known(
                 open_train(
                     config, rank=context.rank, world=context.world, start_step=step, ledger=ledger
-                )
+                ),
+                task.outputs,
+                votes=config.losses.votes,
             ),
             config.run,
             tracker=tracker,
@@ -112,17 +113,40 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     return summarise(summary) | best.chosen()
 
 
-def build(config: FinetuneConfig, labels: Sequence[str], *, verbose: bool) -> ClassifyTask:
-    """The task, its encoder from `config.init` or from random weights."""
+def facts(config: FinetuneConfig, stream: ClipStream) -> dict[str, Any]:
+    """What the objective must know of all training clips: class counts and number of subjects."""
+    return {
+        "counts": class_counts(stream) if config.losses.balance else None,
+        "subjects": len(stream.subjects) if config.identity.weight else 0,
+    }
+
+
+def build(
+    config: FinetuneConfig,
+    labels: Sequence[str],
+    *,
+    counts: list[int] | None = None,
+    subjects: int = 0,
+    verbose: bool,
+) -> ClassifyTask:
+    """The task, its network from `config.init` or from random weights; see `facts`."""
+    outputs, soa = config.outputs(tuple(labels)), config.heads.soa
     if config.init is None:
-        model = Classifier(config.encoder, num_classes=len(labels))
+        model = build_network(config.encoder, outputs, soa=soa)
     else:
-        model, report = Classifier.from_encoder(
-            config.init, config.encoder, num_classes=len(labels)
-        )
+        model, report = start(config.init, config.encoder, outputs, soa=soa)
         if verbose:
             print(f"encoder from {config.init}: {report}")
-    return ClassifyTask(model, config.mixing, layer_decay=config.layer_decay)
+    return ClassifyTask(
+        model,
+        config.mixing,
+        layer_decay=config.layer_decay,
+        outputs=outputs,
+        losses=config.losses,
+        counts=counts,
+        identity=config.identity,
+        subjects=subjects,
+    )
 
 
 def checkpoints_of(
@@ -133,136 +157,7 @@ def checkpoints_of(
     return Checkpoints(
         Path(config.cluster.output, "checkpoints"),
         keep=config.run.keep_checkpoints,
-        model=config.encoder.identity() | {"labels": list(labels)} | identity(data, origin),
-    )
-
-
-class Best:
-    """Keeps the weights of the best step on the validation split, on disk, across restarts."""
-
-    def __init__(
-        self, config: FinetuneConfig, folder: Path, labels: Sequence[str], origin: dict[str, str]
-    ):
-        self.config, self.folder, self.labels, self.origin = config, folder, labels, origin
-
-    def evaluator(self, tracker: Tracker, context: WorkerContext, ledger: Ledger):
-        """What the engine calls when an evaluation is due."""
-
-        def measure(task: Any, step: int) -> dict[str, float]:
-            split = self.config.validation_split
-            if split is None:
-                return {}
-            meter = ClassificationMeter(len(self.labels), self.labels)
-            with open_split(
-                self.config, split, rank=context.rank, world=context.world, ledger=ledger
-            ) as stream:
-                found = evaluate(
-                    task, stream, meter, context=context, precision=self.config.run.precision
-                )
-            if context.rank == 0:
-                image = confusion_matrix_picture(meter.confusion, self.labels)
-                tracker.figure(f"confusion_{split}", image, step)
-                before = self.score()
-                if before is None or found[SELECTED_BY] > before:
-                    self.write(
-                        self.folder,
-                        task,
-                        step,
-                        selection=f"best {SELECTED_BY} on {split}",
-                        score=found[SELECTED_BY],
-                    )
-            return {f"{split}/{name}": value for name, value in found.items()}
-
-        return measure
-
-    def forget(self) -> None:
-        """A run that starts from the beginning does not compete with the one that was here."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def score(self) -> float | None:
-        """The best figure so far; None before the first."""
-        origin = self.folder / "provenance.json"
-        return json.loads(origin.read_text())["score"] if origin.is_file() else None
-
-    def write(
-        self, folder: Path, task: ClassifyTask, step: int, *, selection: str, score=None
-    ) -> None:
-        """Everything that the predictor needs, with how it was selected."""
-        origin = {**self.origin, "step": step, "selection": selection, "score": score}
-        predictor = PredictorConfig.of(
-            encoder=self.config.encoder, data=self.config.data, labels=tuple(self.labels)
-        )
-        save_predictor(folder, fp32_state(task.model), predictor, origin)
-
-    def chosen(self) -> dict[str, Any]:
-        """Which weights are published: the best on validation, or without one the last."""
-        name = "best" if self.config.validation_split and self.score() is not None else "last"
-        return {"predictor": str(self.folder.with_name(name)), "selection": name}
-
-
-def open_train(
-    config: FinetuneConfig, *, rank: int, world: int, start_step: int = 0, ledger=None
-) -> ClipStream:
-    """The training clips of one rank. Raises ValueError where they have no labels."""
-    stream = open_clips(
-        config.data,
-        global_batch=config.run.global_batch,
-        micro_batch=config.run.micro_batch,
-        rank=rank,
-        world=world,
-        start_step=start_step,
-        train=True,
-        ledger=ledger,
-    )
-    if len(stream.labels) < 2:
-        stream.close()
-        raise ValueError(
-            f"{', '.join(config.data.shards)}: fine-tuning needs at least two labels, found "
-            f"{list(stream.labels)}; ingest again with --annotations and a label column"
-        )
-    return stream
-
-
-def check_labelled(config: FinetuneConfig, stream: ClipStream) -> None:
-    """Say how many training clips have no label. Raises ValueError where none has one."""
-    bare = sum(int((classes < 0).sum()) for classes in stream.collection.classes)
-    if bare == stream.samples:
-        raise ValueError(
-            f"none of the {bare} clips of split {config.data.split} in "
-            f"{', '.join(config.data.shards)} has a label; ingest again with --annotations that "
-            "label them"
-        )
-    if bare:
-        print(f"{bare} of these clips have no label and do not count")
-
-
-class Labelled:
-    """Training batches in which clips without a label do not count: there is no target for them."""
-
-    def __init__(self, stream: ClipStream):
-        self.stream = stream
-
-    def __iter__(self) -> Iterator[ClipBatch]:
-        for batch in self.stream:
-            yield replace(batch, weights=batch.weights * (batch.labels >= 0))
-
-    def close(self) -> None:
-        """End the loader processes."""
-        self.stream.close()
-
-
-def open_split(
-    config: FinetuneConfig, split: str, *, rank: int, world: int, ledger: Ledger | None = None
-) -> ClipStream:
-    """Each clip of a split once, with its views."""
-    return open_clips(
-        replace(config.data, split=split),
-        global_batch=config.run.global_batch,
-        micro_batch=config.run.micro_batch,
-        rank=rank,
-        world=world,
-        train=False,
-        ledger=ledger,
+        model=network_identity(config.encoder) | {"labels": list(labels)} | identity(data, origin),
     )
 
 
@@ -286,5 +181,6 @@ def publish(
         packed,
         name=config.tracking.register,
         alias=config.tracking.alias,
+        tags={"privileged": ", ".join(stamp)} if (stamp := privileged(config.encoder)) else {},
     )
     return {"model": version.uri}

@@ -1,14 +1,14 @@
-"""Mixup and CutMix of labelled clips, and the soft targets they make.
+"""Mixup and CutMix of clips, and of whatever targets they have.
 
 Owns the mixing of a batch on its device. It knows no model and no loss.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class MixConfig:
     label_smoothing: float = 0.1
     """Mass moved from the label to all classes alike."""
 
+    @property
+    def enabled(self) -> bool:
+        """Whether any clips are mixed."""
+        return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
+
     def __post_init__(self) -> None:
         for name in ("probability", "cutmix_share", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
@@ -35,31 +40,38 @@ class MixConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 (off) or positive")
 
 
-def mix(
-    pixels: Tensor, labels: Tensor, weights: Tensor, seeds: Tensor, *, classes: int, mix: MixConfig
-) -> tuple[Tensor, Tensor]:
+class Mixed(NamedTuple):
+    """A mixed batch."""
+
+    pixels: Tensor
+    """[B, C, T, h, w]"""
+    partner: Tensor
+    """int64 [B]: whom each clip was mixed with, perhaps with itself."""
+    kept: float
+    """The share of itself that each keeps."""
+
+    def blend(self, targets: Tensor) -> Tensor:
+        """Targets [B, …] of the clips to those of the mixtures; of an unknown one (NaN) unknown."""
+        if self.kept == 1.0:
+            return targets
+        return targets * self.kept + targets[self.partner] * (1 - self.kept)
+
+
+def mix(pixels: Tensor, weights: Tensor, seeds: Tensor, mix: MixConfig) -> Mixed:
     """Mix each clip with a partner of its batch.
 
     Args:
         pixels: [B, C, T, h, w], floating point.
-        labels: [B], int64; -1 where unknown (its weight must be 0).
         weights: [B]; clips of weight 0 (failed or padding) are nobody's partner.
         seeds: [B], int64; the random choices derive from them.
-        classes: number of classes.
         mix: what is mixed.
-
-    Returns:
-        Mixed pixels [B, C, T, h, w] and soft targets [B, classes] in float32, rows summing to 1.
     """
-    smooth = mix.label_smoothing / classes
-    targets = functional.one_hot(labels.clamp(min=0), classes).float()
-    targets = targets * (1 - mix.label_smoothing) + smooth
+    partner = torch.arange(len(weights), device=weights.device)
     rng = np.random.default_rng(seeds.tolist())
     valid = (weights > 0).nonzero().squeeze(1)
     enabled = mix.mixup > 0 or mix.cutmix > 0
     if not enabled or len(valid) < 2 or rng.random() >= mix.probability:
-        return pixels, targets
-    partner = torch.arange(len(labels), device=labels.device)
+        return Mixed(pixels, partner, 1.0)
     partner[valid] = valid.roll(1)
     cut = mix.cutmix > 0 and (mix.mixup == 0 or rng.random() < mix.cutmix_share)
     if cut:
@@ -67,7 +79,7 @@ def mix(
     else:
         kept = rng.beta(mix.mixup, mix.mixup)
         pixels = pixels * kept + pixels[partner] * (1 - kept)
-    return pixels, targets * kept + targets[partner] * (1 - kept)
+    return Mixed(pixels, partner, kept)
 
 
 def _paste(

@@ -56,8 +56,7 @@ def importance_strip(
     times: Sequence[float],
     importance: Sequence[float],
     *,
-    label: str,
-    probability: float,
+    title: str,
 ) -> np.ndarray:
     """Frames of a clip in order, each above a bar of how much it counted.
 
@@ -67,7 +66,7 @@ def importance_strip(
         frames: uint8 [T, h, w, 3], RGB; the sampled ones. At most 16 are shown, evenly spaced.
         times: T seconds into the video.
         importance: T shares.
-        label, probability: the answer, for the title.
+        title: the answer.
 
     Returns:
         uint8 [height, width, 3], RGB.
@@ -96,7 +95,35 @@ def importance_strip(
         below.set_frame_on(False)
         below.set_xlabel(f"{weights[index]:.2f}", fontsize=8)
     axes[1, 0].set_ylabel("importance", fontsize=8)
-    figure.suptitle(f"{label} ({probability:.0%})")
+    figure.suptitle(title)
+    return _pixels(figure)
+
+
+def pair_picture(
+    onset: np.ndarray, apex: np.ndarray, *, times: tuple[float, float], title: str
+) -> np.ndarray:
+    """Onset, apex, and between them where they differ, as a network sees them that looks at these.
+
+    Args:
+        onset, apex: uint8 [h, w, 3], RGB.
+        times: of the two, seconds into the video.
+        title: the answer.
+
+    Returns:
+        uint8 [height, width, 3], RGB.
+    """
+    figure = _figure(6.6, 2.6)
+    panels = figure.subplots(1, 3)
+    change = np.abs(apex.astype(np.int16) - onset).mean(2)
+    panels[0].imshow(onset)
+    panels[1].imshow(change, cmap="magma", vmin=0, vmax=max(float(change.max()), 1.0))
+    panels[2].imshow(apex)
+    names = (f"onset {times[0]:.2f} s", "difference", f"apex {times[1]:.2f} s")
+    for panel, name in zip(panels, names, strict=True):
+        panel.set_title(name, fontsize=8)
+        panel.set_xticks([])
+        panel.set_yticks([])
+    figure.suptitle(title)
     return _pixels(figure)
 
 

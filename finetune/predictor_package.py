@@ -19,8 +19,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.predictor import Prediction, Video
+from finetune.prediction import Prediction
+from finetune.predictor import Marks, Video
 
+UNTOLD = -1.0  # a moment that is not known; parameters of MLflow have a type, and None has none
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("kernels", "mira", "shards", "finetune")
 ENTRY = Path(__file__).with_name("predictor_pyfunc.py")
@@ -44,7 +46,7 @@ question = json.load(sys.stdin)
 model = mlflow.pyfunc.load_model(question["model"])
 for kind, value in question["videos"]:
     video = value if kind == "path" else base64.b64decode(value)
-    [answer] = model.predict([video], params={"pictures": question["pictures"]})
+    [answer] = model.predict([video], params=question["params"])
     print(json.dumps(answer), file=answers)
 """
 
@@ -71,12 +73,10 @@ def package(folder: str | Path, into: str | Path) -> Path:
 def predict_videos(
     model: str | Path,
     videos: Sequence[Video],
-    *,
-    tracking_uri: str | None = None,
-    pictures: bool = False,
+    **options: Any,
 ) -> list[Prediction]:
     """Ask a packaged or registered model; all answers of `stream_predictions`, in order."""
-    return list(stream_predictions(model, videos, tracking_uri=tracking_uri, pictures=pictures))
+    return list(stream_predictions(model, videos, **options))
 
 
 def stream_predictions(
@@ -85,6 +85,7 @@ def stream_predictions(
     *,
     tracking_uri: str | None = None,
     pictures: bool = False,
+    marks: Marks | None = None,
 ) -> Iterator[Prediction]:
     """Ask a model in a process of its own, so that it runs with the code it was packed with.
 
@@ -93,6 +94,7 @@ def stream_predictions(
         videos: paths, or bytes of files.
         tracking_uri: store of a URI; not needed for a folder.
         pictures: add a PNG of the frames with their importance to each answer.
+        marks: onset and apex, of a network that looks at them; None has them spotted.
 
     Yields:
         answers in order, each when it is known.
@@ -100,10 +102,13 @@ def stream_predictions(
     Raises:
         ValueError: the model cannot be loaded or fails; with what its process printed.
     """
+    params: dict[str, Any] = {"pictures": pictures}
+    if marks is not None:  # models that were packed before take no such parameters
+        params |= {"onset": marks[0], "apex": marks[1]}
     question = {
         "model": str(model),
         "videos": [_sent(video) for video in videos],
-        "pictures": pictures,
+        "params": params,
     }
     with tempfile.TemporaryFile("w+") as printed, _process(printed, tracking_uri) as process:
         assert process.stdin and process.stdout
@@ -189,6 +194,8 @@ def _signature() -> Any:
 
     text, number, numbers = DataType.string, DataType.double, Array(DataType.double)
     optional = {"label": text, "probability": number, "probabilities": Map(number)}
+    optional |= {"units": Map(number), "valence": number, "arousal": number}
+    optional |= {"onset": number, "apex": number, "apex_source": text}
     optional |= {"reason": text, "action": text, "picture": text}
     answers: list[Any] = [ColSpec(text, "video")]
     answers += [ColSpec(numbers, name) for name in ("times", "importance", "box")]
@@ -196,5 +203,11 @@ def _signature() -> Any:
     return ModelSignature(
         inputs=Schema([ColSpec(AnyType())]),  # unnamed: a list of videos is one column, too
         outputs=Schema(answers),
-        params=ParamSchema([ParamSpec("pictures", DataType.boolean, False)]),
+        params=ParamSchema(
+            [
+                ParamSpec("pictures", DataType.boolean, False),
+                ParamSpec("onset", number, UNTOLD),
+                ParamSpec("apex", number, UNTOLD),
+            ]
+        ),
     )

@@ -13,7 +13,8 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from finetune.predictor import Prediction, Predictor, Video
+from finetune.prediction import Prediction
+from finetune.predictor import Marks, Predictor, Video
 
 EMBEDDED = "data:"  # data:video/mp4;base64,… as in RFC 2397
 
@@ -32,20 +33,31 @@ class ExpressionModel(PythonModel):
         Args:
             model_input: column `video`, or a single column: paths on this machine, bytes of files,
                 or "data:video/mp4;base64,…".
-            params: `pictures`: whether to add a PNG of the frames (base64) to each answer.
+            params: `pictures`: whether to add a PNG of the frames (base64) to each answer; `onset`
+                and `apex`: seconds into the videos, for networks that look at these, both or
+                neither (negative), in which case they are spotted.
 
         Returns:
             `finetune.predictor.Prediction` as JSON values, in the order of the rows.
         """
-        pictures = bool(params and params["pictures"])
-        return [self._answer(given, pictures) for given in _column(model_input)]
+        params = params or {}
+        pictures, marks = bool(params.get("pictures")), _marks(params)
+        return [self._answer(given, pictures, marks) for given in _column(model_input)]
 
-    def _answer(self, given: Video, pictures: bool) -> dict[str, Any]:
+    def _answer(self, given: Video, pictures: bool, marks: Marks | None) -> dict[str, Any]:
         try:
             video = _decoded(given)
         except ValueError as error:
             return _json(Prediction("data", reason=str(error), action="send it again"))
-        return _json(next(self.predictor.predict([video], pictures=pictures)))
+        return _json(next(self.predictor.predict([video], pictures=pictures, marks=marks)))
+
+
+def _marks(params: dict[str, Any]) -> Marks | None:
+    """Onset and apex, where both are told."""
+    onset, apex = (float(params.get(name, -1.0)) for name in ("onset", "apex"))
+    if (onset < 0) != (apex < 0):
+        raise ValueError("params tell one of onset and apex: tell both in seconds, or neither")
+    return None if onset < 0 else (onset, apex)
 
 
 def _column(table: pd.DataFrame) -> list[Video]:

@@ -1,54 +1,20 @@
 """Complete configurations of fine-tuning runs: a recipe is a function, a variant is three lines.
 
-Owns the composition of a run and the published numbers. What a field means stands beside the code
-that reads it.
+Owns the published numbers of video transformers; those for micro-expressions are in
+`recipes_micro.py`. What a field means stands beside the code that reads it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from finetune.config import FinetuneConfig
 from finetune.mixing import MixConfig
+from finetune.recipes_micro import facesleuth, facesleuth_debug, hsta, hsta_debug
 from launch.cluster import ClusterConfig
 from launch.engine import RunConfig
 from launch.tracking import TrackingConfig
 from mira.encoder import EncoderConfig
 from shards.augment import AugmentConfig, ViewConfig
 from shards.stream import DataConfig
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """A whole fine-tuning run."""
-
-    encoder: EncoderConfig
-    data: DataConfig
-    mixing: MixConfig
-    run: RunConfig
-    cluster: ClusterConfig
-    tracking: TrackingConfig
-    init: str | None = None
-    """Where the encoder's weights come from: a folder or file (also a public checkpoint),
-    `models:/name@alias`, or `runs:/id/encoder`; None starts from random weights."""
-    layer_decay: float = 0.75
-    """Learning rate of a layer as a share of that of the layer above it."""
-    validation_split: str | None = "val"
-    """Split that is measured during training and picks the best step; None trains to the last."""
-
-    def __post_init__(self) -> None:
-        for theirs, ours in (("frames", "frames"), ("image_size", "size")):
-            wanted, given = getattr(self.encoder, theirs), getattr(self.data, ours)
-            if wanted != given:
-                raise ValueError(
-                    f"encoder.{theirs} is {wanted} but data.{ours} is {given}: set both alike"
-                )
-        if self.validation_split is not None and self.validation_split == self.data.split:
-            raise ValueError(
-                f"validation_split and data.split are both {self.data.split!r}: "
-                "choose the best step on clips that are not trained on"
-            )
-        if self.encoder.statistics == "batch_ema":
-            raise ValueError(
-                "encoder.statistics is batch_ema, which is for pretraining: use instance"
-            )
 
 
 def debug() -> FinetuneConfig:
@@ -164,7 +130,11 @@ def vit_h() -> FinetuneConfig:
     return replace(config, cluster=replace(config.cluster, workers=16))
 
 
-RECIPES = {f.__name__: f for f in (debug, demo, vit_s, vit_b, vit_l, vit_h)}
+RECIPES = {
+    f.__name__: f
+    for f in (debug, demo, vit_s, vit_b, vit_l, vit_h)
+    + (hsta, hsta_debug, facesleuth, facesleuth_debug)
+}
 
 
 def _published(encoder: EncoderConfig, *, base_lr: float, micro_batch: int) -> FinetuneConfig:

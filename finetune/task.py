@@ -1,69 +1,124 @@
-"""Expression recognition as a task: labelled clips in, one classification loss a clip out.
+"""Expression recognition as a task: clips with what is known of them in, one loss a clip out.
 
-Owns normalisation and mixing on the device, soft targets, and layer decay. It knows no cluster and
-no files; the network is in `models/`, the figures in `metrics.py`.
+Owns normalisation, mixing and the sum of losses on the device, and which parameters learn at which
+rate. It knows no cluster and no files; networks are in `models/`, losses in `losses.py`, targets in
+`targets.py`, figures in `metrics.py` and `measure.py`.
 """
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from finetune.mixing import MixConfig, mix
-from finetune.models.classifier import Classifier
-from finetune.predictor import probabilities
+from finetune.identity import IdentityConfig, IdentityHead
+from finetune.inputs import inputs_of
+from finetune.losses import LossesConfig, Objective
+from finetune.mixing import MixConfig, Mixed, mix
+from finetune.models import Network
+from finetune.models.soa import orientation_layers
+from finetune.outputs import Outputs
+from finetune.targets import one_hot, targets_of
 from launch.parameters import decay_groups
 from mira.tubelets import normalise
 from shards.batch import ClipBatch
 
 
 class ClassifyTask(nn.Module):
-    """A classifier with its objective.
+    """A network with its objective.
 
     Args:
-        model: clips [B, C, T, h, w] → logits [B, classes].
+        model: clips [B, C, T, h, w] → logits [B, O].
         mixing: mixup, CutMix and label smoothing of training batches.
         layer_decay: learning rate of a layer as a share of that of the layer above it.
+        outputs: what the logits mean; None: O classes.
+        losses: see `LossesConfig`.
+        counts: training clips a class, for `losses.balance`.
+        identity: see `IdentityConfig`.
+        subjects: how many people the training clips show, for `identity`.
     """
 
-    def __init__(self, model: Classifier, mixing: MixConfig, *, layer_decay: float = 1.0):
+    def __init__(
+        self,
+        model: Network,
+        mixing: MixConfig,
+        *,
+        layer_decay: float = 1.0,
+        outputs: Outputs | None = None,
+        losses: LossesConfig | None = None,
+        counts: list[int] | None = None,
+        identity: IdentityConfig | None = None,
+        subjects: int = 0,
+    ):
         super().__init__()
         self.model = model
         self.mixing = mixing
         self.layer_decay = layer_decay
+        self.outputs = outputs or Outputs(tuple(map(str, range(model.num_classes))))
+        self.losses = losses or LossesConfig()
+        self.objective = Objective(self.outputs, self.losses, counts=counts)
+        self.adversary = identity or IdentityConfig()
+        self.identity = None
+        if self.adversary.weight:
+            dim, strength = model.head.in_features, self.adversary.strength
+            self.identity = IdentityHead(dim, subjects, strength=strength)
         self.flops_per_clip = 3 * model.flops()  # the backward pass costs two forwards
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Soft-target cross entropy.
+        """The sum of a clip's losses; an unknown target adds nothing to it.
 
         Returns:
-            losses [B], float32, and `accuracy` [B]: whether the likeliest class is the likeliest
-            target (of a mixed clip: its larger part).
+            losses [B], float32, and figures [B]: `accuracy`, whether the likeliest class is the
+            likeliest target (of a mixed clip: its larger part); where there are several losses,
+            each; and θ of every layer that has one, modulo π.
         """
-        x = normalise(batch.pixels)
-        x, targets = mix(
-            x,
-            batch.labels,
-            batch.weights,
-            batch.seeds,
-            classes=self.model.num_classes,
-            mix=self.mixing,
+        mixed = mix(normalise(batch.pixels), batch.weights, batch.seeds, self.mixing)
+        features = self.model.features(mixed.pixels, **inputs_of(self.model, batch))
+        logits = self.model.classify(features).float()
+        targets = targets_of(
+            batch, self.outputs, smoothing=self.mixing.label_smoothing, votes=self.losses.votes
         )
-        logits = self.model(x).float()
-        losses = -(targets * functional.log_softmax(logits, dim=1)).sum(1)
-        hit = logits.detach().argmax(1) == targets.argmax(1)
-        return losses, {"accuracy": hit.float()}
+        targets = type(targets)(*(mixed.blend(t) for t in targets))
+        losses, figures = self.objective(logits, targets), {}
+        if self.outputs.labels:
+            hit = self.outputs.split(logits.detach()).labels.argmax(1)
+            figures["accuracy"] = (hit == targets.labels.nan_to_num().argmax(1)).float()
+        if self.identity is not None:
+            adverse, figures["identity_accuracy"] = self._adverse(features, batch, mixed)
+            losses["identity"] = self.adversary.weight * adverse
+        if len(losses) > 1:
+            figures |= {f"loss_{name}": value.detach() for name, value in losses.items()}
+        return sum(losses.values(), logits.new_zeros(len(batch))), figures | self._directions(batch)
 
     def predict(self, batch: ClipBatch) -> Tensor:
-        """Probabilities [B, classes], float32, averaged over a clip's views."""
-        return probabilities(self.model(normalise(batch.pixels)), views=batch.views)
+        """Answers [B, O], float32, averaged over a clip's views: see `Outputs.answers`."""
+        logits = self.model(normalise(batch.pixels), **inputs_of(self.model, batch))
+        return self.outputs.answers(logits, views=batch.views)
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Rate of layer i of L: decay^(L + 1 - i), patch embedding 0, head L + 1 (BEiT's rule)."""
-        layers = self.model.layer_ids()
+        """Rate of layer i of L: decay^(L + 1 - i), patch embedding 0, head L + 1 (BEiT's rule).
+
+        A parameter with a rate of its own (`rate_scales` of the network) keeps that one.
+        """
+        layers, own = self.model.layer_ids(), self.model.rate_scales()
         top = max(layers.values())
-        return decay_groups(
-            self,
-            weight_decay,
-            lr_scale=lambda name: self.layer_decay ** (top - layers[name.removeprefix("model.")]),
-        )
+
+        def scale(name: str) -> float:
+            if name.startswith("identity."):
+                return self.adversary.rate
+            inner = name.removeprefix("model.")
+            return own.get(inner, self.layer_decay ** (top - layers[inner]))
+
+        return decay_groups(self, weight_decay, lr_scale=scale)
+
+    def _adverse(self, features: Tensor, batch: ClipBatch, mixed: Mixed) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy [B] of the head that tells subjects."""
+        assert self.identity is not None
+        subjects = one_hot(batch.extra["subject"], self.identity.subjects)
+        return self.identity.losses(features, mixed.blend(subjects))
+
+    def _directions(self, batch: ClipBatch) -> dict[str, Tensor]:
+        """θ of every layer of Single-Orientation Attention, for each clip alike."""
+        found = orientation_layers(self.model)
+        thetas = {name: layer.theta.detach()[0].remainder(math.pi) for name, layer in found}
+        return {f"theta/{name}": torch.stack([t] * len(batch)) for name, t in thetas.items()}

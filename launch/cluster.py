@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 import traceback
 import uuid
@@ -79,7 +80,7 @@ def launch(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> di
         raise ValueError(
             "cluster.output is empty: name the folder of the run with --cluster.output FOLDER"
         )
-    with _ray_cluster(cluster):
+    with ray_cluster():
         return _run_on_ray(worker, config, cluster)
 
 
@@ -104,9 +105,9 @@ def _run_here(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) ->
 
 
 @contextlib.contextmanager
-def _ray_cluster(cluster: ClusterConfig) -> Iterator[None]:
+def ray_cluster(*, silent: bool = False) -> Iterator[None]:
     """A Ray connection: the caller's, that of RAY_ADDRESS (set inside a submitted job), or a
-    cluster of our own."""
+    cluster of our own. `silent`: what tasks and workers print stays in Ray's logs."""
     given = os.environ.get("RAY_ADDRESS")
     if not given:
         # Left unset, a local cluster writes a token to the home folder and turns on authentication
@@ -128,6 +129,7 @@ def _ray_cluster(cluster: ClusterConfig) -> Iterator[None]:
         # The workers' lines come as they are, without the chatter of Ray Train.
         "logging_config": ray.LoggingConfig(log_level="ERROR"),
         "runtime_env": _our_packages(),
+        "log_to_driver": not silent,
     }
     if not given:
         # What passes through Ray is a config and a summary: the object store may be small.
@@ -150,15 +152,17 @@ def _our_packages() -> dict[str, Any]:
     return {"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}}
 
 
-def _check_capacity(cluster: ClusterConfig) -> None:
-    """Raise ValueError for more workers than fit, where Ray would wait for a node that never
-    comes."""
+def check_capacity(cluster: ClusterConfig) -> int:
+    """How many workers fit, all other jobs aside. Raises ValueError for fewer than the workers of
+    the job, where Ray would wait for a node that never comes."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     asked = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    room = sys.maxsize
     for kind, each in asked.items():
-        fits = sum(int(node.get(kind, 0) // each) for node in nodes) if each else cluster.workers
+        fits = sum(int(node.get(kind, 0) // each) for node in nodes) if each else sys.maxsize
+        room = min(room, fits)
         if fits < cluster.workers:
             has = int(sum(node.get(kind, 0) for node in nodes))
             less = f"less --cluster.{kind.lower()}s_per_worker"
@@ -170,6 +174,7 @@ def _check_capacity(cluster: ClusterConfig) -> None:
                 f"{need}; the cluster has {has} on {len(nodes)} nodes, room for {fits} workers. "
                 f"Use {setting}, or add nodes (ray start --address ...)"
             )
+    return room
 
 
 def _run_on_ray(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> dict[str, Any]:
@@ -177,7 +182,7 @@ def _run_on_ray(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) 
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    _check_capacity(cluster)
+    check_capacity(cluster)
     # One node: nothing can be reclaimed that the job survives. Saves a process and its warning.
     if len(ray.nodes()) == 1:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

@@ -2,8 +2,8 @@
 
 Owns reading, writing and overriding of any config dataclass. Refuses to know what a field means:
 meaning, defaults and checks stand beside the code that uses them. Types a field may have: int,
-float, bool, str, Literal, `X | None`, tuples, and dataclasses of these. A string literal under a
-field is its help text.
+float, bool, str, Literal, `X | None`, tuples, dataclasses of these, and unions of dataclasses: the
+one whose field names fit the keys best is meant. A string literal under a field is its help text.
 """
 
 from __future__ import annotations
@@ -146,10 +146,22 @@ def _union(kinds: tuple, value: Any, *, at: str) -> Any:
     rest = [kind for kind in kinds if kind is not type(None)]
     if len(rest) == 1:
         return _convert(rest[0], value, at=at)
+    sections = [kind for kind in rest if dataclasses.is_dataclass(kind)]
+    if sections and isinstance(value, dict):
+        return _build(cast(type, _best_fit(sections, value)), value, at=at)
     for kind in rest:
         if kind is type(value):
             return value
     raise ConfigError(f"{at}: expected {' or '.join(map(_name, kinds))}, got {_show(value)}")
+
+
+def _best_fit(kinds: list, keys: dict[str, Any]) -> Any:
+    """The dataclass with the fewest keys that it lacks or that are not given."""
+
+    def misfit(kind: Any) -> int:
+        return len({f.name for f in dataclasses.fields(kind)} ^ set(keys))
+
+    return min(kinds, key=misfit)
 
 
 def _tuple(kinds: tuple, value: Any, *, at: str) -> tuple:

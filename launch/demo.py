@@ -31,7 +31,7 @@ SHARDS = ("python", "-m", "shards")
 # Many people, short clips: what is learnt must hold for persons that were not trained on.
 RENDERED = ("--subjects", "60", "--size", "256x256", "--seconds", "0.8", "--fps", "12.5")
 # Small tight crops: decoding then costs little, and the demo's 64 pixels show the face alone.
-CROPPED = ("--size", "96", "--margin", "0", "--min-frames", "8")
+CROPPED = ("--size", "64", "--margin", "0", "--min-frames", "8")
 
 HELD_OUT = ("test=0.2", "val=0.15")  # where the annotations name no split
 

@@ -84,10 +84,12 @@ def drive(
 
 def identity(config: Mapping[str, Any], origin: Mapping[str, str]) -> dict[str, Any]:
     """What a checkpoint must agree on, besides the network, to be continued: which samples a step
-    takes, and the content of every input (shards, initial weights)."""
+    takes, what it carries of them, and the content of every input (shards, split file, initial
+    weights)."""
     data, run = config["data"], config["run"]
     cut = ("split", "streams", "seed", "frames", "stride", "size")
-    order = {name: data[name] for name in (*cut, "weights", "balance", "repeats")}
+    carried = ("pair", "extra", "units")
+    order = {name: data[name] for name in (*cut, "weights", "balance", "repeats", *carried)}
     inputs = {k: v for k, v in sorted(origin.items()) if k.startswith("input.") and "sha" in k}
     return {
         "data": order,

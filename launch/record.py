@@ -46,7 +46,8 @@ def create_run(
     name = tracking.run_name or Path(output).absolute().name
     experiment = experiment_id(client, tracking.experiment, uri=uri, output=output)
     run_id = client.create_run(experiment, run_name=name).info.run_id
-    _log_in_portions(client, run_id, params=flatten(config), tags=origin)
+    under = {"mlflow.parentRunId": tracking.parent} if tracking.parent else {}
+    _log_in_portions(client, run_id, params=flatten(config), tags={**origin, **under})
     client.log_text(run_id, json.dumps(config, indent=2), "config.json")
     return RunHandle(uri, run_id)
 

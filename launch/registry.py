@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,24 +53,36 @@ def register_encoder(
 
 
 def register_predictor(
-    run: RunHandle, folder: str | Path, *, name: str | None, alias: str | None = None
+    run: RunHandle,
+    folder: str | Path,
+    *,
+    name: str | None,
+    alias: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Published:
     """Publish a complete MLflow model, which loads and serves by itself, as the next version.
 
     Args:
         folder: written by `finetune.predictor_package.package`.
         name: in the registry; None logs the model with its run only.
+        tags: what whoever finds it there must know.
 
     Raises:
         FileNotFoundError: `folder` is not an MLflow model.
         StoreError: see `publish`.
     """
     _require(Path(folder), "MLmodel", "what finetune.predictor_package.package wrote")
-    return publish(run, folder, kind="predictor", name=name, alias=alias)
+    return publish(run, folder, kind="predictor", name=name, alias=alias, tags=tags)
 
 
 def publish(
-    run: RunHandle, folder: str | Path, *, kind: str, name: str | None, alias: str | None
+    run: RunHandle,
+    folder: str | Path,
+    *,
+    kind: str,
+    name: str | None,
+    alias: str | None,
+    tags: Mapping[str, str] | None = None,
 ) -> Published:
     """Log a folder as a model of a run, register it under `name`, and point `alias` at it.
 
@@ -79,13 +92,13 @@ def publish(
         StoreError: the name or alias is not one that MLflow takes.
     """
     check_names(name, alias)
-    client = connect(run.uri)
-    model = _log_model(client, run, Path(folder), kind=kind)
+    client, tags = connect(run.uri), {"kind": kind, **(tags or {})}
+    model = _log_model(client, run, Path(folder), kind=kind, tags=tags)
     if name is None:
         return Published(model.model_uri, None, None, None)
     _ensure_name(client, name)
     made = client.create_model_version(
-        name, model.artifact_location, run.run_id, tags={"kind": kind}, model_id=model.model_id
+        name, model.artifact_location, run.run_id, tags=tags, model_id=model.model_id
     )
     version = int(made.version)
     if alias is not None:
@@ -145,13 +158,15 @@ def resolve(reference: str, *, uri: str) -> str:
     return f"models:/{name}/{_version(connect(uri), uri, name, version=version, alias=alias)}"
 
 
-def _log_model(client: MlflowClient, run: RunHandle, folder: Path, *, kind: str) -> LoggedModel:
+def _log_model(
+    client: MlflowClient, run: RunHandle, folder: Path, *, kind: str, tags: Mapping[str, str]
+) -> LoggedModel:
     """Upload a folder as a model that belongs to the run."""
     from mlflow.entities import LoggedModelOutput
 
     experiment = client.get_run(run.run_id).info.experiment_id
     model = client.create_logged_model(
-        experiment, name=kind, source_run_id=run.run_id, tags={"kind": kind}
+        experiment, name=kind, source_run_id=run.run_id, tags=dict(tags)
     )
     try:
         client.log_model_artifacts(model.model_id, str(folder))

@@ -50,6 +50,8 @@ class TrackingConfig:
     """Name under which the model is registered; none: it is not registered."""
     alias: str = "champion"
     """Alias that then points at the new version, as in models:/NAME@ALIAS."""
+    parent: str = ""
+    """Identity of the run that this one is listed under, such as a study's; empty: none."""
 
     def __post_init__(self) -> None:
         check_names(self.register, self.alias)
@@ -199,6 +201,13 @@ def _last_steps(client: MlflowClient, handle: RunHandle) -> dict[str, int]:
     except MlflowException as error:
         raise StoreError(f"no run {handle.run_id} in {handle.uri}: {error}") from error
     return {metric.key: metric.step for metric in run.data.to_proto().metrics}
+
+
+def latest(handle: RunHandle, name: str) -> tuple[int | None, float]:
+    """The last step of a figure, and its value there; None before the first."""
+    run = connect(handle.uri).get_run(handle.run_id)
+    found = [metric for metric in run.data.to_proto().metrics if metric.key == name]
+    return (found[0].step, found[0].value) if found else (None, 0.0)
 
 
 def _failure(sent: Any) -> str:

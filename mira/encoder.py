@@ -8,7 +8,7 @@ files and no data; the layers are in `blocks.py`. Layout and defaults: VideoMAE,
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,10 @@ class EncoderConfig:
     """Added to the variance in every LayerNorm; 1e-6 as published, 1e-5 in MARLIN's weights."""
     checkpoint_blocks: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
+    pair: ClassVar[bool] = False
+    """Whether onset and apex follow the frames of a clip."""
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """What the network takes beside the clip."""
 
     def __post_init__(self) -> None:
         core(self.attention)

@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Check everything that can be checked here, then train on the cluster; returns the summary."""
-    config = absolute_paths(config, "data.shards", "data.skip", "data.cache", "cluster.output")
+    paths = ("data.shards", "data.splits", "data.skip", "data.cache", "cluster.output")
+    config = absolute_paths(config, *paths)
     with torch.device("meta"):  # sizes that do not fit show before a cluster starts
         build(config)
     world = max(1, config.cluster.workers)

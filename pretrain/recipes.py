@@ -37,6 +37,8 @@ class PretrainConfig:
                 raise ValueError(
                     f"encoder.{theirs} is {wanted} but data.{ours} is {given}: set both alike"
                 )
+        if self.data.pair:
+            raise ValueError("data.pair is for fine-tuning: pretraining takes data.frames alone")
         if self.validation_split is not None and self.data.split in (None, self.validation_split):
             raise ValueError(
                 f"validation_split is {self.validation_split!r}, data.split {self.data.split!r}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ USAGE = """usage: python -m shards COMMAND …
 
   ingest VIDEOS --out DIR [--annotations CSV]   videos to shards of face clips
   ingest --dataset NAME --root DIR --out DIR    a public data set, in its own layout
+  ingest VIDEOS --out DIR --redo LEDGER         make anew what a training could not read
   datasets [NAME]                               which there are, and where to ask for them
   verify DIR                                    is every shard whole and unchanged?
   stats DIR                                     what is in it
@@ -20,6 +22,8 @@ python -m shards COMMAND --help explains a command."""
 
 
 def main(argv: Sequence[str]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of folders need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2

@@ -6,8 +6,8 @@ where clips come from and what a task does with them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ class ClipBatch:
     """B clips, each in the same number of views; the views of a clip are neighbours in `pixels`."""
 
     pixels: Tensor
-    """uint8 [B·views, C, T, h, w], RGB."""
+    """uint8 [B·views, C, T, h, w], RGB; with `data.pair` onset and apex follow, T + 2 in all."""
     labels: Tensor
     """int64 [B], -1 where unknown."""
     weights: Tensor
@@ -30,6 +30,8 @@ class ClipBatch:
     keys: list[str]
     """The samples' keys, "" for padding."""
     views: int = 1
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """What `data.extra` asks for, by name: [B, …], of `shards.labelling.PER_VIEW` [B·views, …]."""
 
     def to(self, device: torch.device | str) -> ClipBatch:
         """The batch on a device; from pinned memory the copy does not block."""
@@ -49,6 +51,7 @@ class ClipBatch:
             labels=move(self.labels),
             weights=move(self.weights),
             seeds=move(self.seeds),
+            extra={name: move(tensor) for name, tensor in self.extra.items()},
         )
 
 
@@ -61,10 +64,16 @@ class Clip:
     label: int
     seed: int
     key: str
+    extra: Mapping[str, NDArray] = field(default_factory=dict)
+    """By name, each [1 or views, …]; all clips of a batch have the same ones."""
 
 
 def collate(clips: Sequence[Clip], *, views: int, frames: int, size: int) -> ClipBatch:
-    """Put clips together; one without pixels keeps its place: zeros, weight 0, label -1."""
+    """Put clips together; one without pixels keeps its place: zeros, weight 0, label -1.
+
+    Args:
+        frames: of a view, those of a pair included.
+    """
     pixels = torch.empty(len(clips) * views, 3, frames, size, size, dtype=torch.uint8)
     for i, clip in enumerate(clips):
         mine = pixels[i * views : (i + 1) * views]
@@ -73,6 +82,7 @@ def collate(clips: Sequence[Clip], *, views: int, frames: int, size: int) -> Cli
         else:
             mine.copy_(torch.from_numpy(clip.pixels).permute(0, 4, 1, 2, 3))
     read = [clip.pixels is not None for clip in clips]
+    names = clips[0].extra if clips else ()
     return ClipBatch(
         pixels=pixels,
         labels=torch.tensor([c.label if ok else -1 for c, ok in zip(clips, read, strict=True)]),
@@ -80,4 +90,5 @@ def collate(clips: Sequence[Clip], *, views: int, frames: int, size: int) -> Cli
         seeds=torch.tensor([clip.seed for clip in clips]),
         keys=[clip.key for clip in clips],
         views=views,
+        extra={n: torch.from_numpy(np.concatenate([c.extra[n] for c in clips])) for n in names},
     )

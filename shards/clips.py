@@ -17,11 +17,15 @@ from shards.augment import AugmentConfig, ViewConfig, augment, view_crops
 from shards.batch import Clip, ClipBatch, collate
 from shards.cache import CacheError
 from shards.chance import hashed
+from shards.config import DataConfig
 from shards.frames import DecodeError, decode, draw_indices, view_indices
 from shards.index import IndexRow, ManifestError, ShardLost
+from shards.labelling import PER_VIEW, Labelling
 from shards.ledger import Failure
+from shards.marks import pair_of
 from shards.order import PADDING, Slot
 from shards.reader import Collection, ReadError
+from shards.schema import Record
 
 Trouble = Failure | ManifestError | CacheError
 """A sample that was not read, or what ends the run."""
@@ -35,6 +39,8 @@ class Clips(Dataset):
     Args:
         frames, stride, size: T, video frames between two of them (None: spread over the video), and
             pixels a side.
+        pair: onset and apex follow the T frames.
+        labelling: what else a clip carries.
         how: an AugmentConfig gives training clips, a ViewConfig the views of a test.
         repeats: training clips made of each decoded video, each a clip of its own in the batch.
     """
@@ -48,14 +54,41 @@ class Clips(Dataset):
         size: int,
         how: AugmentConfig | ViewConfig,
         repeats: int = 1,
+        pair: bool = False,
+        labelling: Labelling | None = None,
     ):
         self._collection, self._how = collection, how
         self._repeats = repeats if isinstance(how, AugmentConfig) else 1
         self._frames, self._stride, self._size = frames, stride, size
+        self._pair = pair
+        self._labelling = labelling or Labelling(frames=frames, size=size)
+
+    @classmethod
+    def of(cls, collection: Collection, data: DataConfig, *, train: bool) -> Clips:
+        """The clips that a configuration describes; for `subject` it may read every index."""
+        return cls(
+            collection,
+            frames=data.frames,
+            stride=data.stride,
+            size=data.size,
+            how=data.augment if train else data.views,
+            repeats=data.repeats,
+            pair=data.pair,
+            labelling=Labelling(
+                data.extra,
+                labels=collection.labels,
+                units=data.units,
+                subjects={name: i for i, name in enumerate(collection.subjects)}
+                if "subject" in data.extra
+                else None,
+                frames=data.frames,
+                size=data.size,
+            ),
+        )
 
     def __getitem__(self, slot: Slot) -> tuple[Clip, Trouble | None]:
         if slot.shard == PADDING:
-            return _empty(slot, ""), None
+            return self._empty(slot, ""), None
         tar = self._collection.path(slot.shard)
         key, path = f"{tar.name}#{slot.sample}", ""  # of a sample whose index is lost
         try:
@@ -64,17 +97,16 @@ class Clips(Dataset):
             if self._collection.skips(slot.shard, key):
                 reason, kind = "an earlier ledger names it", "skipped"
             else:
-                label = self._collection.label(row.record)
-                return Clip(self._pixels(slot, row), label, slot.seed, key), None
+                return self._clip(slot, row), None
         except ShardLost as error:
             reason, kind = str(error), "shard"
         except (ReadError, DecodeError) as error:
             reason, kind = str(error), "sample"
         except (ManifestError, CacheError) as error:  # no sample's fault: ends the run, over there
-            return _empty(slot, key), error
+            return self._empty(slot, key), error
         sha256 = self._collection.sha256(slot.shard)
         failure = Failure(str(tar), key, reason, slot.step, sha256=sha256, path=path, kind=kind)
-        return _empty(slot, key), failure
+        return self._empty(slot, key), failure
 
     def collate(
         self, loaded: Sequence[tuple[Clip, Trouble | None]]
@@ -87,44 +119,71 @@ class Clips(Dataset):
             [_view(clip, r) for r in range(self._repeats) for clip in clips]
             if isinstance(how, AugmentConfig)
             else clips,
-            views=how.temporal * how.spatial if isinstance(how, ViewConfig) else 1,
-            frames=self._frames,
+            views=self._views // self._repeats,
+            frames=self._frames + 2 * self._pair,
             size=self._size,
         )
         return batch, [trouble for _, trouble in loaded if trouble is not None]
 
-    def _pixels(self, slot: Slot, row: IndexRow) -> NDArray[np.uint8]:
-        """[views, T, h, w, C]"""
+    @property
+    def _views(self) -> int:
+        """Of each decoded clip, its repeats in training."""
+        how = self._how
+        return how.temporal * how.spatial if isinstance(how, ViewConfig) else self._repeats
+
+    def _clip(self, slot: Slot, row: IndexRow) -> Clip:
+        label = self._collection.label(row.record)
+        pixels, indices = self._pixels(slot, row)
+        return Clip(
+            pixels, label, slot.seed, row.key, self._labelling.of(row.record, indices, pixels)
+        )
+
+    def _empty(self, slot: Slot, key: str) -> Clip:
+        return Clip(None, -1, slot.seed, key, self._labelling.unknown(self._views))
+
+    def _pixels(self, slot: Slot, row: IndexRow) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Pixels [views, T (+ 2), h, w, C], and the frames [views, T] that the T of them are."""
         rng = np.random.default_rng(slot.seed)
         how, cut = self._how, {"frames": self._frames, "stride": self._stride}
+        chosen = np.empty((0, self._frames), dtype=np.int64)
 
         def choose(found: int) -> NDArray[np.int64]:
+            nonlocal chosen
             if found != row.record.num_frames:
                 raise DecodeError(f"has {found} frames, its record says {row.record.num_frames}")
             if isinstance(how, AugmentConfig):
-                return draw_indices(found, **cut, rng=rng)
-            return view_indices(found, **cut, views=how.temporal)
+                chosen = draw_indices(found, **cut, rng=rng)
+            else:
+                chosen = view_indices(found, **cut, views=how.temporal)
+            return with_pair(chosen, row.record) if self._pair else chosen
 
         frames = decode(self._collection.video(slot.shard, row), choose)
         if isinstance(how, AugmentConfig):
             rngs = [rng]
             for r in range(1, self._repeats):
                 rngs.append(np.random.default_rng(_view_seed(slot.seed, r)))
-            return np.stack([augment(frames, how, size=self._size, rng=rng) for rng in rngs])
+            made = [augment(frames, how, size=self._size, rng=rng) for rng in rngs]
+            return np.stack(made), np.tile(chosen, (self._repeats, 1))
         crops = [view_crops(clip, spatial=how.spatial, size=self._size) for clip in frames]
-        return np.concatenate(crops)
+        return np.concatenate(crops), np.repeat(chosen, how.spatial, axis=0)
+
+
+def with_pair(indices: NDArray[np.int64], record: Record) -> NDArray[np.int64]:
+    """[…, T] → […, T + 2]: onset and apex behind the indices. DecodeError where the record names
+    frames that the clip does not have."""
+    pair = pair_of(record)
+    if not all(0 <= at < record.num_frames for at in pair):
+        raise DecodeError(f"has {record.num_frames} frames, its record names {pair}")
+    return np.concatenate([indices, np.broadcast_to(pair, (*indices.shape[:-1], 2))], axis=-1)
 
 
 def _view(clip: Clip, r: int) -> Clip:
     """The `r`-th of the clips that were made of one video."""
     pixels = None if clip.pixels is None else clip.pixels[r : r + 1]
-    return replace(clip, pixels=pixels, seed=_view_seed(clip.seed, r))
+    extra = {n: a[r : r + 1] if n in PER_VIEW else a for n, a in clip.extra.items()}
+    return replace(clip, pixels=pixels, seed=_view_seed(clip.seed, r), extra=extra)
 
 
 def _view_seed(seed: int, r: int) -> int:
     """The first view has the seed of its place: it is the same clip with and without others."""
     return int(hashed(_VIEWS, seed, r)[0] >> np.uint64(1)) if r else seed
-
-
-def _empty(slot: Slot, key: str) -> Clip:
-    return Clip(None, -1, slot.seed, key)

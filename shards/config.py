@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shards.augment import AugmentConfig, ViewConfig
 from shards.cache import DEFAULT_FOLDER, DEFAULT_GB, Cache
+from shards.labelling import Extra
 from shards.place import RETRY_SECONDS, Remote
 
 
@@ -22,6 +23,9 @@ class DataConfig:
     gs:// and what else fsspec opens)."""
     split: str | None = None
     """Only the samples of this split; None takes all."""
+    splits: str | None = None
+    """A CSV file `dataset,key,split` (path or URL) that replaces the splits stored in the shards;
+    clips that it does not name are left out."""
     weights: tuple[float, ...] | None = None
     """Training takes this share of every step from each of the folders, one number a folder; only
     their ratios matter. None takes every sample once an epoch."""
@@ -40,6 +44,13 @@ class DataConfig:
     """Video frames from one frame of a clip to the next; None spreads the clip over the video."""
     size: int = 224
     """Pixels a side."""
+    pair: bool = False
+    """Onset and apex follow the frames of every clip, cut and coloured like them; `frames` may then
+    be 0. An unknown onset is the first frame, an unknown apex the middle up to the offset."""
+    extra: tuple[Extra, ...] = ()
+    """What else of each clip a batch carries; see `shards.labelling`."""
+    units: tuple[str, ...] = ()
+    """Action units, such as 1 4 12: the columns of the extra `units`."""
     loader_workers: int = 2
     """Processes that decode, of each training worker; 0 decodes in the trainer itself."""
     prefetch: int = 2
@@ -64,7 +75,13 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        least = {"streams": 1, "frames": 1, "size": 1, "loader_workers": 0, "prefetch": 1}
+        least = {
+            "streams": 1,
+            "frames": 0 if self.pair else 1,
+            "size": 1,
+            "loader_workers": 0,
+            "prefetch": 1,
+        }
         least |= {"repeats": 1, "allow_missing": 0, "retry_seconds": 0}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
@@ -75,6 +92,17 @@ class DataConfig:
             raise ValueError(f"data.max_failed_share is {self.max_failed_share}: use 0..1")
         if self.balance is not None and not 0 <= self.balance <= 1:
             raise ValueError(f"data.balance is {self.balance}: use 0..1, or None")
+        if "flow" in self.extra and not self.pair:
+            raise ValueError("data.extra has flow, from onset to apex: it needs data.pair")
+        if "flow" in self.extra and self.augment.erase:
+            raise ValueError(
+                "data.extra has flow, and the noise of data.augment.erase would be motion in it: "
+                "set data.augment.erase 0"
+            )
+        if ("units" in self.extra) != bool(self.units):
+            raise ValueError("data.units and the units of data.extra go together: name both")
+        if wrong := [unit for unit in self.units if not unit.isdecimal()]:
+            raise ValueError(f"data.units has {wrong[0]!r}: use bare numbers, such as 4")
         if self.cache_gb <= 0:
             raise ValueError(f"data.cache_gb is {self.cache_gb}: use a positive number")
         if self.weights is not None and min(self.weights, default=0) <= 0:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 KEY = re.compile(r"[A-Za-z0-9_-]+")
 """Keys hold no dot, at which WebDataset splits a member's name, and no path."""
+TAR = re.compile(r"[^/\\\0]+\.tar")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+LARGEST_RECORD = 16 << 20
 DERIVED = ("flow.npz", "strain.npz", "keyframes.npz")
 """Members that only those read who ask (`shards.derived`); the index does not name them."""
 KINDS = ("mp4", "json", *DERIVED)
@@ -54,6 +57,14 @@ class Shard:
     bytes: int
     sha256: str
     index_sha256: str
+
+    def __post_init__(self) -> None:
+        """A manifest from elsewhere must not name places outside its folder or the cache."""
+        numbers = type(self.samples) is int and type(self.bytes) is int
+        if not (numbers and self.samples >= 0 and self.bytes >= 0 and TAR.fullmatch(self.name)):
+            raise TypeError(f"{self.name!r:.80} with {self.samples!r:.20} samples")
+        if not (DIGEST.fullmatch(self.sha256) and DIGEST.fullmatch(self.index_sha256)):
+            raise TypeError(f"{self.name!r:.80} with a sha256 that is none")
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,8 @@ class IndexRow:
         if not isinstance(row, dict) or set(row) != {"key", "video", "crc32", "record"}:
             raise SchemaError(f"an index line holds key, video, crc32 and record, not {line!r:.80}")
         offset, size = row["video"]
+        if any(type(n) is not int or n < 0 for n in (offset, size, row["crc32"])):
+            raise SchemaError(f"an index line has numbers that are none: {line!r:.80}")
         return cls(row["key"], offset, size, row["crc32"], Record.from_json(row["record"]))
 
 
@@ -112,6 +125,7 @@ def index_shard(tar: Path) -> Shard:
 def scan_tar(tar: Path) -> Iterator[IndexRow]:
     """Rows of a tar, from its members; ManifestError where it is cut or no shard of ours."""
     videos: dict[str, tuple[int, int, int]] = {}
+    whole = tar.stat().st_size
     try:
         with tarfile.open(tar, "r:") as archive, tar.open("rb") as raw:
             for member in archive:
@@ -120,17 +134,21 @@ def scan_tar(tar: Path) -> Iterator[IndexRow]:
                     raise broken(tar, f"holds {member.name!r}, not KEY.{' or KEY.'.join(KINDS)}")
                 if kind in DERIVED:
                     continue
+                if member.offset_data + member.size > whole:  # before memory is taken for it
+                    raise broken(tar, f"was cut inside {member.name}")
+                if kind == "json" and member.size > LARGEST_RECORD:
+                    raise broken(tar, f"holds {member.name}, far too large for a record")
                 raw.seek(member.offset_data)
                 data = raw.read(member.size)
-                if len(data) != member.size:
-                    raise broken(tar, f"was cut inside {member.name}")
                 if kind == "mp4":
                     videos[key] = member.offset_data, member.size, zlib.crc32(data)
                 elif key not in videos:
                     raise broken(tar, f"holds {member.name} without its video before it")
                 else:
                     yield IndexRow(key, *videos.pop(key), Record.from_json(json.loads(data)))
-    except (tarfile.TarError, SchemaError, json.JSONDecodeError) as error:
+    except ManifestError:
+        raise
+    except (tarfile.TarError, ValueError, RecursionError) as error:
         raise broken(tar, f"cannot be read as a shard ({error})") from None
     if videos:
         raise broken(tar, f"holds no record for {', '.join(videos)}")

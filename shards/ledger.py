@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -54,31 +54,52 @@ class Ledger:
         """Write one line at once: a run may end by what comes next."""
         line = json.dumps({**asdict(failure), "rank": self.rank}, ensure_ascii=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        # In a JSON text the escape of half a surrogate pair is what it stands for.
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             fcntl.lockf(file, fcntl.LOCK_EX)  # on network disks appending alone may lose lines
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
 
-def read_skip(ledgers: Sequence[str], like: Remote | None = None) -> Skip:
-    """The samples that ledgers name as unreadable. Those of a lost shard are not among them: it is
-    the shard that has to come back.
+@dataclass
+class Named:
+    """What ledgers say of one tar."""
+
+    keys: set[str] = field(default_factory=set)
+    """Of samples that cannot be read."""
+    lost: bool = False
+    """Whether the whole shard was not there."""
+
+
+def read_named(
+    ledgers: Sequence[str], like: Remote | None = None, *, asked: str
+) -> dict[str, Named]:
+    """What ledgers name, by the sha256 of the tar. `asked` is the option that names them.
 
     Raises ValueError where a file cannot be read or is no ledger of this version.
     """
-    found: dict[str, set[str]] = {}
+    found: dict[str, Named] = {}
     for name in ledgers:
         try:
             lines = locate(name, like).read_bytes().splitlines()
             for line in map(json.loads, lines):
+                named = found.setdefault(str(line["sha256"]), Named())
                 if line["kind"] == "sample":
-                    found.setdefault(line["sha256"], set()).add(line["key"])
+                    named.keys.add(str(line["key"]))
+                named.lost |= line["kind"] == "shard"
         except OSError as error:
-            raise ValueError(f"data.skip: {name} cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{asked}: {name} cannot be read ({error.strerror})") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
-                f"data.skip: {name} is no ledger that this version wrote ({error!r}): give the "
+                f"{asked}: {name} is no ledger that this version wrote ({error!r:.200}): give the "
                 "ledger.jsonl of a run's output folder"
             ) from None
-    return {digest: frozenset(keys) for digest, keys in found.items()}
+    return found
+
+
+def read_skip(ledgers: Sequence[str], like: Remote | None = None) -> Skip:
+    """The samples that ledgers name as unreadable. Those of a lost shard are not among them: it is
+    the shard that has to come back. Raises like `read_named`."""
+    named = read_named(ledgers, like, asked="data.skip")
+    return {digest: frozenset(found.keys) for digest, found in named.items() if found.keys}

@@ -27,6 +27,7 @@ from shards.ledger import Skip
 from shards.manifest import Manifest
 from shards.place import Remote
 from shards.schema import Record
+from shards.splitfile import SplitFile
 from shards.survey import Survey, survey
 
 OPEN_SHARDS = 128
@@ -47,12 +48,14 @@ class Collection:
     """Shard folders as one list of shards.
 
     Args:
-        manifests: opened folders, whose label names must be the same.
+        manifests: opened folders, whose label names must be the same, unless `chosen` has some.
         split: which samples belong; None keeps all, without reading any index.
+        chosen: says what is of which split, and maybe of which class, instead of the records;
+            without a split all that it names belongs.
         lost: shards that are known not to be there in full.
         skip: samples that are not to be tried.
 
-    Raises ValueError where the labels differ.
+    Raises ValueError where the labels differ, and where two samples are one clip of `chosen`.
     """
 
     def __init__(
@@ -60,10 +63,13 @@ class Collection:
         manifests: Sequence[Manifest],
         *,
         split: str | None = None,
+        chosen: SplitFile | None = None,
         lost: Mapping[int, ShardLost] | None = None,
         skip: Skip | None = None,
     ):
-        self.labels = _common_labels(manifests)
+        relabelled = None if chosen is None else chosen.classes
+        self._relabelled = relabelled is not None
+        self.labels = _common_labels(manifests) if relabelled is None else relabelled
         self.manifests = tuple(manifests)
         self.lost: dict[int, ShardLost] = dict(lost or {})
         """Shards that are not there, those that this process has met included."""
@@ -73,8 +79,9 @@ class Collection:
         self._unindexed: dict[int, ShardLost] = {}
         self._skip = skip or {}
         self._survey: Survey | None = None
-        if split is not None:
-            self._look(split)
+        self._chosen = None if chosen is None else (chosen.place, chosen.sha256)
+        if split is not None or chosen is not None:
+            self._look(split, chosen)
 
     @property
     def counts(self) -> list[int]:
@@ -87,18 +94,42 @@ class Collection:
     def classes(self) -> list[NDArray[np.int32]]:
         """The class index of every kept sample of every shard, -1 without one; reads every
         index."""
-        if self._survey is None:
-            self._look(None)
-        assert self._survey is not None
-        return self._survey.classes
+        return self._surveyed().classes
+
+    @property
+    def subjects(self) -> tuple[tuple[str, str], ...]:
+        """(dataset, subject_id) of the kept samples, sorted; reads every index."""
+        return self._surveyed().subjects
+
+    @property
+    def unmarked(self) -> int:
+        """Kept samples whose apex nobody annotated (`shards.marks.marked`); reads every index."""
+        return self._surveyed().unmarked
+
+    @property
+    def absent(self) -> tuple[tuple[str, str], ...]:
+        """(dataset, key) of what the split file names and no index has."""
+        return self._survey.absent if self._survey is not None else ()
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, str]]:
+        """Place and sha256 of every manifest and of the split file, by name: for the record of a
+        run."""
+        origins = {f"manifest_{i}": m.origin for i, m in enumerate(self.manifests)}
+        return origins if self._chosen is None else {**origins, "splits": self._chosen}
 
     def row(self, shard: int, sample: int) -> IndexRow:
-        """The row of a shard's `sample`-th kept sample; ShardLost if there is no index."""
+        """The row of a shard's `sample`-th kept sample, with the label that counts; ShardLost if
+        there is no index."""
         position = sample
         if self._survey is not None:
             position = int(self._survey.positions[shard][sample])
         manifest, i = self._locate(shard)
-        return manifest.parse_row(i, self._opened(shard).line(position))
+        row = manifest.parse_row(i, self._opened(shard).line(position))
+        if not self._relabelled:
+            return row
+        at = int(self.classes[shard][sample])
+        return replace(row, record=replace(row.record, label=self.labels[at] if at >= 0 else None))
 
     def video(self, shard: int, row: IndexRow) -> bytes:
         """The mp4 of a row. Raises ReadError where the bytes are not the ones written, ShardLost,
@@ -147,10 +178,15 @@ class Collection:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": OrderedDict()}
 
-    def _look(self, split: str | None) -> None:
-        self._survey = survey(self.manifests, split=split, classes=self._class)
-        self.lost = {**self._survey.lost, **self.lost}
-        self._unindexed |= self._survey.lost
+    def _surveyed(self) -> Survey:
+        return self._survey if self._survey is not None else self._look(None)
+
+    def _look(self, split: str | None, chosen: SplitFile | None = None) -> Survey:
+        found = survey(self.manifests, split=split, classes=self._class, chosen=chosen)
+        self._survey = found
+        self.lost = {**found.lost, **self.lost}
+        self._unindexed |= found.lost
+        return found
 
     def _locate(self, shard: int) -> tuple[Manifest, int]:
         m = int(np.searchsorted(self._first, shard, side="right")) - 1

@@ -70,6 +70,10 @@ class Record:
     objective_class: str | None = None
     votes: dict[str, int] | None = None
     """Annotators a class name."""
+    valence: float | None = None
+    """From -1, unpleasant, to 1, pleasant."""
+    arousal: float | None = None
+    """From -1, calm, to 1, excited."""
     split: str | None = None
     licence: str | None = None
     patch_id: str | None = None
@@ -112,6 +116,9 @@ class Record:
         for (name, frame), (later, at) in pairwise(marks):
             if frame > at:
                 found.append(f"{name} {frame} lies after {later} {at}")
+        for name in ("valence", "arousal"):
+            if (value := getattr(self, name)) is not None and not -1 <= value <= 1:
+                found.append(f"{name} is {value}, it lies between -1 and 1")
         if self.track is not None and not 0 <= self.track.found <= 1:
             found.append(f"track.found is {self.track.found}, it is a share between 0 and 1")
         return found

@@ -22,10 +22,9 @@ from shards.cache import gb_for
 from shards.clips import Clips, Trouble
 from shards.config import DataConfig
 from shards.index import ShardLost
-from shards.ledger import Failure, Ledger, read_skip
-from shards.manifest import Manifest
+from shards.ledger import Failure, Ledger
+from shards.opening import check_lost, open_collection
 from shards.order import Balance, Mixture, Order, check_micro_batch, check_world
-from shards.place import locate
 from shards.places import Places
 from shards.reader import Collection
 from shards.workers import deaths_explained, prepare, start_context, without_main
@@ -76,42 +75,6 @@ def open_clips(
     _check_cache(data, collection, world)
     places = Places(order, micro_batch, rank, world, start_step, endless=train)
     return ClipStream(data, collection, places, train=train, ledger=ledger)
-
-
-def open_collection(data: DataConfig) -> Collection:
-    """The samples that a config names, every shard's presence and size checked."""
-    if not data.shards:
-        raise ValueError("data.shards is empty: name shard folders with --data.shards DIR …")
-    manifests = [Manifest.open(locate(folder, data.source)) for folder in data.shards]
-    lost: dict[int, ShardLost] = {}
-    first = 0
-    for manifest in manifests:
-        lost |= {first + i: error for i, error in manifest.lost_files().items()}
-        first += len(manifest.shards)
-    _check_lost(data, list(lost.values()))
-    wanted = data.split
-    samples = sum(m.samples if wanted is None else m.splits.get(wanted, 0) for m in manifests)
-    if samples == 0:
-        known = sorted({split for m in manifests for split in m.splits})
-        raise ValueError(
-            f"data.split is {wanted!r}, but {', '.join(data.shards)} have no sample of it; "
-            f"splits there: {', '.join(known) or 'none'}"
-        )
-    if samples == sum(m.samples for m in manifests):
-        wanted = None  # spares reading the indexes
-    skip = read_skip(data.skip, data.source)
-    collection = Collection(manifests, split=wanted, lost=lost, skip=skip)
-    _check_lost(data, list(collection.lost.values()))
-    return collection
-
-
-def _check_lost(data: DataConfig, lost: list[ShardLost]) -> None:
-    """ShardLost, of the first, where more shards are lost than allowed."""
-    if len(lost) > data.allow_missing:
-        raise ShardLost(
-            f"{lost[0]}. Lost are {len(lost)}, allowed {data.allow_missing}: "
-            f"--data.allow_missing {len(lost)} goes on without"
-        )
 
 
 def _mixture(data: DataConfig, collection: Collection) -> Mixture | None:
@@ -178,14 +141,7 @@ class ClipStream:
         self._data, self._ledger, self._places = data, ledger, places
         self._running: Generator[ClipBatch] | None = None
         workers = data.loader_workers
-        clips = Clips(
-            collection,
-            frames=data.frames,
-            stride=data.stride,
-            size=data.size,
-            how=data.augment if train else data.views,
-            repeats=data.repeats,
-        )
+        clips = Clips.of(collection, data, train=train)
         self._repeats = data.repeats if train else 1
         self._loader = DataLoader(
             clips,
@@ -201,9 +157,18 @@ class ClipStream:
 
     @property
     def inputs(self) -> dict[str, tuple[str, str]]:
-        """Place and sha256 of every manifest, by name: for the record of a run."""
-        manifests = enumerate(self.collection.manifests)
-        return {f"manifest_{i}": manifest.origin for i, manifest in manifests}
+        """Place and sha256 of what was read, by name: for the record of a run."""
+        return self.collection.inputs
+
+    @property
+    def subjects(self) -> tuple[tuple[str, str], ...]:
+        """(dataset, subject_id) at each number of the extra `subject`; reads every index."""
+        return self.collection.subjects
+
+    @property
+    def places(self) -> Places:
+        """Which sample stands where in each of its batches, from the first one on."""
+        return self._places
 
     def __iter__(self) -> Iterator[ClipBatch]:
         self.close()
@@ -252,7 +217,7 @@ class ClipStream:
                 continue
             if trouble.kind == "shard":
                 self.missing.setdefault(trouble.shard, trouble.reason)
-                _check_lost(self._data, [ShardLost(why) for why in self.missing.values()])
+                check_lost(self._data, [ShardLost(why) for why in self.missing.values()])
             else:
                 self.failed += 1
                 self.unreadable.setdefault((trouble.shard, trouble.key), trouble)

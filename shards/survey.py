@@ -1,10 +1,12 @@
-"""A look through every index: which samples are of a split, and of which class each is.
+"""A look through every index: which samples are of a split, and what the
+records say of them that counts for the whole.
 
 Owns what is known of a shard whose index is lost. Refuses to open tars.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,12 +18,22 @@ from numpy.typing import NDArray
 from shards.chance import apportion
 from shards.index import ShardLost
 from shards.manifest import Manifest
+from shards.marks import marked
+from shards.splitfile import Name, SplitFile, shown
 
 AT_ONCE = 16
 """Indexes fetched from a URL at the same time."""
 
-Seen = tuple[NDArray[np.int32], NDArray[np.int32]]
-"""Positions of the samples that belong, and their classes."""
+
+class Look(NamedTuple):
+    """What one index says of the samples that belong."""
+
+    positions: NDArray[np.int32]
+    classes: NDArray[np.int32]
+    subjects: frozenset[Name] = frozenset()
+    unmarked: int = 0
+    named: tuple[Name, ...] = ()
+    """Those of a split file, of whichever split."""
 
 
 class Survey(NamedTuple):
@@ -33,46 +45,109 @@ class Survey(NamedTuple):
     """Of the same samples, -1 where unknown."""
     lost: dict[int, ShardLost]
     """Shards without an index."""
+    subjects: tuple[tuple[str, str], ...]
+    """(dataset, subject_id) of the samples that belong, sorted; no place for an unknown one."""
+    unmarked: int
+    """Samples that belong and whose apex nobody annotated."""
+    absent: tuple[Name, ...]
+    """Clips of the split file that no index has."""
 
 
 def survey(
-    manifests: Sequence[Manifest], *, split: str | None, classes: Mapping[str, int]
+    manifests: Sequence[Manifest],
+    *,
+    split: str | None,
+    classes: Mapping[str, int],
+    chosen: SplitFile | None = None,
 ) -> Survey:
     """Look through all folders for a split, None for every sample.
 
-    A shard whose index is lost gets as many samples as the manifest's count of the split leaves
-    over, several of them by their sizes, so that places stay what they were. CacheError passes.
+    A shard whose index is lost gets as many samples as the count of the split leaves over, several
+    of them by their sizes, so that places stay what they were.
+
+    Args:
+        classes: a label's index.
+        chosen: says what is of which split, and maybe of which class, instead of the records.
+
+    Raises ValueError where two samples are one clip of the split file. CacheError passes.
     """
-    found = Survey([], [], {})
-    for manifest in manifests:
-        looks = _look_through(manifest, split, classes)
-        seen = sum(len(look[0]) for look in looks if isinstance(look, tuple))
-        total = manifest.samples if split is None else manifest.splits.get(split, 0)
-        sizes = [shard.samples for shard in manifest.shards]
-        gone = [i for i, look in enumerate(looks) if not isinstance(look, tuple)]
-        rest = np.zeros(len(looks), dtype=np.int64)
-        if gone and any(sizes[i] for i in gone):
-            rest[gone] = apportion(total - seen, np.array([sizes[i] for i in gone], dtype=float))
-        for i, look in enumerate(looks):
-            if isinstance(look, ShardLost):
-                found.lost[len(found.positions)] = look
-                look = np.arange(rest[i], dtype=np.int32), np.full(rest[i], -1, dtype=np.int32)
-            found.positions.append(look[0])
-            found.classes.append(look[1])
-    return found
+    looks = [look for m in manifests for look in _look_through(m, split, classes, chosen)]
+    lost = {i: look for i, look in enumerate(looks) if isinstance(look, ShardLost)}
+    sizes = np.array([shard.samples for m in manifests for shard in m.shards], dtype=np.int64)
+    ends = np.cumsum([len(m.shards) for m in manifests])
+    if chosen is None:
+        folders = zip(np.split(np.arange(len(looks)), ends[:-1]), manifests, strict=True)
+        expected = [(shards, _expected(m, split)) for shards, m in folders]
+    else:  # it does not say in which folder a clip lies
+        expected = [(np.arange(len(looks)), chosen.count(split))]
+    for shards, total in expected:
+        gone = [i for i in shards.tolist() if i in lost]
+        seen = [look for i in shards.tolist() if isinstance(look := looks[i], Look)]
+        rest = total - sum(len(look.positions) for look in seen)
+        if gone and sizes[gone].any():
+            for i, count in zip(gone, apportion(rest, sizes[gone].astype(float)), strict=True):
+                looks[i] = _blank(count)
+    found = [look if isinstance(look, Look) else _blank(0) for look in looks]
+    return Survey(
+        [look.positions for look in found],
+        [look.classes for look in found],
+        lost,
+        tuple(sorted({subject for look in found for subject in look.subjects})),
+        sum(look.unmarked for look in found),
+        _absent(chosen, found),
+    )
+
+
+def _expected(manifest: Manifest, split: str | None) -> int:
+    return manifest.samples if split is None else manifest.splits.get(split, 0)
+
+
+def _blank(count: int) -> Look:
+    """Of a shard that is known to have so many samples that belong, and nothing else."""
+    return Look(np.arange(count, dtype=np.int32), np.full(count, -1, dtype=np.int32))
+
+
+def _absent(chosen: SplitFile | None, found: Sequence[Look]) -> tuple[Name, ...]:
+    if chosen is None:
+        return ()
+    times = Counter(name for look in found for name in look.named)
+    for name, count in times.items():
+        if count > 1:
+            raise ValueError(
+                f"data.splits: {chosen.place} names {shown(name)}, and {count} clips are called so "
+                "in data.shards: ingest the folders with different names in a column dataset"
+            )
+    return tuple(name for name in chosen.splits if name not in times)
 
 
 def _look_through(
-    manifest: Manifest, split: str | None, classes: Mapping[str, int]
-) -> list[Seen | ShardLost]:
-    def look(i: int) -> Seen | ShardLost:
+    manifest: Manifest,
+    split: str | None,
+    classes: Mapping[str, int],
+    chosen: SplitFile | None,
+) -> list[Look | ShardLost]:
+    def look(i: int) -> Look | ShardLost:
         try:
-            rows = [row.record for row in manifest.index(i)]
+            rows = manifest.index(i)
         except ShardLost as error:
             return error
-        kept = [at for at, record in enumerate(rows) if split in (None, record.split)]
-        labels = [classes.get(rows[at].label or "", -1) for at in kept]
-        return np.asarray(kept, dtype=np.int32), np.asarray(labels, dtype=np.int32)
+        names = [(row.record.dataset, row.key) for row in rows]
+        if chosen is None:
+            kept = [at for at, row in enumerate(rows) if split in (None, row.record.split)]
+        else:
+            splits = [chosen.splits.get(name) for name in names]
+            kept = [at for at, s in enumerate(splits) if s is not None and split in (None, s)]
+        records = [rows[at].record for at in kept]
+        labels = [record.label for record in records]
+        if chosen is not None and chosen.labels is not None:
+            labels = [chosen.labels.get(names[at]) for at in kept]
+        return Look(
+            np.asarray(kept, dtype=np.int32),
+            np.array([classes.get(label or "", -1) for label in labels], dtype=np.int32),
+            frozenset((r.dataset, r.subject_id) for r in records if r.subject_id),
+            sum(not marked(record) for record in records),
+            tuple(name for name in names if name in chosen.splits) if chosen else (),
+        )
 
     shards = range(len(manifest.shards))
     if isinstance(manifest.folder, Path):

@@ -18,10 +18,13 @@ MAY_IMPORT = {
     "pretrain": {"mira", "shards", "launch"},
     "finetune": {"mira", "shards", "launch"},
 }
-ENTRY_SCRIPTS = {f"launch/{n}.py" for n in ("pretrain", "finetune", "evaluate", "predict", "demo")}
+ENTRY_SCRIPTS = {
+    f"launch/{n}.py"
+    for n in ("pretrain", "finetune", "evaluate", "predict", "demo", "probe", "temporal", "study")
+}
 WALLS = {  # a third party → the files or folders that may name it
     "triton": ("kernels/",),
-    "ray": ("launch/cluster.py", "shards/ingest/", "finetune/protocols.py"),
+    "ray": ("launch/cluster.py", "launch/parallel.py", "shards/ingest/"),
     "deepspeed": ("launch/engine.py", "launch/zero.py", "launch/checkpoint.py"),
     "mlflow": (
         "launch/tracking.py",
@@ -36,7 +39,7 @@ WALLS = {  # a third party → the files or folders that may name it
     "av": ("shards/",),
     "cv2": ("shards/",),
     "openpyxl": ("shards/",),
-    "pyarrow": ("shards/",),
+    "pyarrow": ("shards/", "finetune/features.py"),
 }
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 NAMES = [p.relative_to(ROOT).as_posix() for p in FILES]

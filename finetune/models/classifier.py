@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finetune.models.soa import SoaConfig, TokenOrientationAttention
 from mira import Statistics
 from mira.cores import AttentionName
 from mira.encoder import EncoderConfig, Trunk, mean_importance
@@ -20,6 +21,8 @@ from mira.layouts import PublicCheckpoint, canonical
 from mira.loading import CheckpointError, LoadReport, encoder_config, load_weights
 from mira.weights import Artifact, load_artifact, load_public
 
+THETA_RATE = 10.0
+"""Learning rate of θ of Single-Orientation Attention as a multiple of the run's."""
 HEAD_SCALE = 1e-3
 """Factor on the initial head, so that a fresh one starts with nearly equal logits."""
 
@@ -31,17 +34,31 @@ class Classifier(Trunk):
         config: see `EncoderConfig`.
         num_classes: logits a clip.
         head_dropout: dropout before the head, in training.
+        soa: Single-Orientation Attention on the last block's tokens; None for none.
     """
 
     load_report: LoadReport  # of `from_public`
 
-    def __init__(self, config: EncoderConfig, num_classes: int, *, head_dropout: float = 0.0):
+    def __init__(
+        self,
+        config: EncoderConfig,
+        num_classes: int,
+        *,
+        head_dropout: float = 0.0,
+        soa: SoaConfig | None = None,
+    ):
         super().__init__(config)
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} must be positive")
         if not 0.0 <= head_dropout < 1.0:
             raise ValueError(f"head_dropout={head_dropout} must lie in [0, 1)")
         self.num_classes, self.head_dropout = num_classes, head_dropout
+        self.orientation = None
+        if soa is not None:
+            grid = config.grid
+            self.orientation = TokenOrientationAttention(
+                config.dim, grid.frames, grid.rows, grid.columns, soa
+            )
         self.fc_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
@@ -55,14 +72,20 @@ class Classifier(Trunk):
         Args:
             importance: receives frame importance [B, F], see `Trunk.frame_importance`.
         """
-        pooled = self.features(x, importance=importance)
-        return self.head(functional.dropout(pooled, self.head_dropout, self.training))
+        return self.classify(self.features(x, importance=importance))
 
     def features(self, x: Tensor, *, importance: list[Tensor] | None = None) -> Tensor:
         """What the head sees: the mean token, normalised, [B, E]."""
         last = self.config.depth - 1
         tokens = self.run(self.embed(x), last, importance=importance)
-        return self.fc_norm(self.run_block(last, tokens, pooled=True, importance=importance))
+        if self.orientation is None:
+            return self.fc_norm(self.run_block(last, tokens, pooled=True, importance=importance))
+        tokens = self.run_block(last, tokens, importance=importance)
+        return self.fc_norm(self.orientation(tokens).mean(1))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits [B, num_classes] from what `features` returned."""
+        return self.head(functional.dropout(features, self.head_dropout, self.training))
 
     @torch.no_grad()
     def explain(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,10 +106,17 @@ class Classifier(Trunk):
                 ids[name] = 0 if part == "patch_embed" else top
         return ids
 
+    def rate_scales(self) -> dict[str, float]:
+        """Parameters with a learning rate of their own, as multiples of the run's: θ of `soa`."""
+        learned = self.orientation is not None and self.orientation.soa.theta.requires_grad
+        return {"orientation.soa.theta": THETA_RATE} if learned else {}
+
     def flops(self) -> float:
         """Floating point operations of one clip's forward pass."""
         config = self.config
-        return encoder_flops(config, config.grid.tokens) + 2.0 * config.dim * self.num_classes
+        gate = 0.0 if self.orientation is None else self.orientation.flops()
+        head = 2.0 * config.dim * self.num_classes
+        return encoder_flops(config, config.grid.tokens) + gate + head
 
     @classmethod
     def from_public(
@@ -150,6 +180,7 @@ class Classifier(Trunk):
         num_classes: int,
         *,
         head_dropout: float = 0.0,
+        soa: SoaConfig | None = None,
         allow_zero_bias: bool = False,
     ) -> tuple[Self, LoadReport]:
         """A classifier with a fresh head on a pretrained encoder.
@@ -178,8 +209,8 @@ class Classifier(Trunk):
         else:
             saved = {"layer_norm_eps": artifact.layer_norm_eps}
         _check_unseen(saved, config)
-        model = cls(config, num_classes, head_dropout=head_dropout)
-        fresh = ("fc_norm.", "head.")
+        model = cls(config, num_classes, head_dropout=head_dropout, soa=soa)
+        fresh = ("fc_norm.", "head.", "orientation.")
         state = artifact.encoder_state()
         report = load_weights(model, state, may_drop=("norm.",), may_be_new=fresh)
         return model, report.also_dropped(artifact.dropped)

@@ -5,99 +5,19 @@ stream of a window transformer on onset and apex, their fusion and the head. The
 layers are not public; sizes not named in it are ours. It knows no loss, data or metric.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal, cast, get_args
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finetune.models.facesleuth_config import FaceSleuthConfig
 from finetune.models.pairs import split_pair
-from finetune.models.soa import SingleOrientationAttention, SoaConfig, directions
+from finetune.models.soa import SingleOrientationAttention, SoaConfig
 from finetune.models.windows import WindowTransformer
 from mira.blocks import LAYER_NORM_EPS
 
-ActionUnits = Literal["off", "oracle", "predicted"]
-
-
-@dataclass(frozen=True)
-class FaceSleuthConfig:
-    """Sizes and inputs; the defaults are the paper's depths and heads at 224 px."""
-
-    image_size: int = 224
-    """Height and width of a frame in pixels; a multiple of 16 · window."""
-    channels: int = 3
-    """Colour channels of onset and apex."""
-    dims: tuple[int, int, int] = (128, 256, 512)
-    """Channels of the three stages of either stream, at 1/4, 1/8, 1/16 of the size."""
-    depths: tuple[int, int, int] = (2, 2, 6)
-    """Blocks of the appearance stages."""
-    heads: tuple[int, int, int] = (4, 8, 16)
-    """Attention heads of the appearance stages; each divides its dim."""
-    window: int = 7
-    """Side of an attention window in tokens."""
-    motion: Literal["difference", "flow"] = "difference"
-    """What the motion stream sees: apex - onset, or optical flow given beside the clip."""
-    flow_channels: int = 2
-    """Channels of the flow: 2, or 3 with its strain."""
-    soa: SoaConfig = field(default_factory=SoaConfig)
-    """Single-Orientation Attention of every motion stage."""
-    action_units: ActionUnits = "off"
-    """off; oracle: the annotated units as input, which is privileged; predicted from the maps."""
-    num_units: int = 0
-    """Action units, where they are not off."""
-    theta_rate: float = 10.0
-    """Learning rate of θ as a multiple of the run's."""
-    dropout: float = 0.0
-    """Dropout before the head."""
-    drop_path: float = 0.0
-    """Largest rate of dropped residual branches of the appearance stream."""
-
-    def __post_init__(self) -> None:
-        if self.window < 1 or self.image_size < 1 or self.image_size % (16 * self.window):
-            raise ValueError(
-                f"FaceSleuthConfig.image_size={self.image_size} must be a positive multiple of "
-                f"16 · window={16 * self.window}"
-            )
-        for name in ("dims", "depths", "heads"):
-            if len(getattr(self, name)) != 3:
-                raise ValueError(
-                    f"FaceSleuthConfig.{name}={getattr(self, name)} must have three values, one a "
-                    "stage"
-                )
-        for dim, heads, depth in zip(self.dims, self.heads, self.depths, strict=True):
-            if min(dim, heads, depth) < 1 or dim % heads:
-                raise ValueError(
-                    f"FaceSleuthConfig.dims={self.dims} must be positive multiples of "
-                    f"heads={self.heads}, and depths={self.depths} positive"
-                )
-        for name, known in (("motion", ("difference", "flow")), ("action_units", _UNITS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"FaceSleuthConfig.{name}={getattr(self, name)!r} does not exist; choose one "
-                    f"of {', '.join(known)}"
-                )
-        if (self.action_units == "off") != (self.num_units == 0) or self.num_units < 0:
-            raise ValueError(
-                f"FaceSleuthConfig.num_units={self.num_units} does not go with action_units="
-                f"{self.action_units!r}: 0 where they are off, else their number"
-            )
-        if self.channels < 1 or self.flow_channels < 1 or self.theta_rate < 0:
-            raise ValueError(
-                "FaceSleuthConfig.channels and flow_channels must be positive, theta_rate not "
-                "negative"
-            )
-        for name in ("dropout", "drop_path"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"FaceSleuthConfig.{name}={getattr(self, name)} must be in [0, 1)")
-
-    @property
-    def privileged(self) -> tuple[str, ...]:
-        """Inputs that no camera gives, to stamp results with."""
-        return ("action_units",) if self.action_units == "oracle" else ()
-
-
-_UNITS = get_args(ActionUnits)
+__all__ = ["FaceSleuth", "FaceSleuthConfig"]
 
 
 class MotionStage(nn.Module):
@@ -129,14 +49,23 @@ class FaceSleuth(nn.Module):
 
     Args:
         config: see `FaceSleuthConfig`.
-        num_classes: logits a clip.
+        num_classes: logits a clip, with action_units="predicted" those of the units among them.
+        units_at: index of the first of these; None: they are the last.
     """
 
-    def __init__(self, config: FaceSleuthConfig, num_classes: int):
+    def __init__(self, config: FaceSleuthConfig, num_classes: int, *, units_at: int | None = None):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} must be positive")
         self.config, self.num_classes = config, num_classes
+        predicted = len(config.units) if config.action_units == "predicted" else 0
+        others = num_classes - predicted
+        self.units_at = others if units_at is None else units_at
+        if others < 1 or not 0 <= self.units_at <= others:
+            raise ValueError(
+                f"num_classes={num_classes} logits cannot hold {predicted} predicted action units "
+                f"from index {self.units_at} and something that is told from them"
+            )
         seen = config.flow_channels if config.motion == "flow" else config.channels
         incoming = (seen, *config.dims[:2])
         self.motion = nn.ModuleList(
@@ -162,52 +91,65 @@ class FaceSleuth(nn.Module):
         self.fuse = nn.Conv2d(2 * dim, dim, 1)
         self.fc_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         if config.action_units == "predicted":
-            self.unit_head = nn.Linear(dim, config.num_units)
+            self.unit_head = nn.Linear(dim, predicted)
         if config.action_units != "off":
-            self.unit_embed = nn.Linear(config.num_units, dim)
-        self.head = nn.Linear(dim, num_classes)
+            self.unit_embed = nn.Linear(len(config.units), dim)
+        self.head = nn.Linear(dim, others)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def forward(
         self, x: Tensor, *, flow: Tensor | None = None, units: Tensor | None = None
     ) -> Tensor:
-        """Logits [B, num_classes].
+        """Logits [B, num_classes]; the arguments are those of `features`."""
+        return self.classify(self.features(x, flow=flow, units=units))
+
+    def features(
+        self, x: Tensor, *, flow: Tensor | None = None, units: Tensor | None = None
+    ) -> Tensor:
+        """The fused streams' mean over pixels, normalised, [B, E].
 
         Args:
             x: [B, C, T + 2, h, w], normalised; the last two frames are onset and apex, the T
                 before them, if any, are not looked at.
             flow: [B, flow_channels, h, w], from onset to apex; with motion="flow".
-            units: [B, num_units], 1 where annotated; with action_units="oracle".
+            units: [B, U], 1 where annotated; with action_units="oracle", and then part of it.
         """
-        return self.recognise(x, flow=flow, units=units)[0]
-
-    def recognise(
-        self, x: Tensor, *, flow: Tensor | None = None, units: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits, and with action_units="predicted" those of the units [B, num_units] for a loss.
-
-        The arguments and errors are those of `forward`.
-        """
-        mode = self.config.action_units
-        if mode == "oracle" and units is None:
-            raise ValueError("action_units='oracle' needs `units` [B, num_units] with every batch")
-        if mode != "oracle" and units is not None:
-            raise ValueError(
-                f"`units` are given, but FaceSleuthConfig.action_units={mode!r}; set oracle, which "
-                "marks the results as privileged"
-            )
-        pooled, unit_logits = self.features(x, flow=flow), None
-        if mode == "predicted":
-            unit_logits = self.unit_head(pooled)
-            units = unit_logits.sigmoid()
+        pooled = self._pooled(x, flow)
+        if self.config.action_units == "oracle":
+            if units is None:
+                raise ValueError("action_units='oracle' needs `units` [B, U] with every batch")
+            return pooled + self.unit_embed(units.to(pooled.dtype))
         if units is not None:
-            pooled = pooled + self.unit_embed(units.to(pooled.dtype))
-        pooled = functional.dropout(pooled, self.config.dropout, self.training)
-        return self.head(pooled), unit_logits
+            raise ValueError(
+                f"`units` are given, but FaceSleuthConfig.action_units="
+                f"{self.config.action_units!r}; set oracle, which marks the results as privileged"
+            )
+        return pooled
 
-    def features(self, x: Tensor, *, flow: Tensor | None = None) -> Tensor:
-        """The fused streams' mean over pixels, normalised, [B, E]; no action units in it."""
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits [B, num_classes] from what `features` returned.
+
+        With action_units="predicted" the units' own are among them, from index `units_at`, and the
+        others are told with their help.
+        """
+        if self.config.action_units != "predicted":
+            return self.head(functional.dropout(features, self.config.dropout, self.training))
+        units = self.unit_head(features)
+        features = features + self.unit_embed(units.sigmoid())
+        others = self.head(functional.dropout(features, self.config.dropout, self.training))
+        return torch.cat([others[:, : self.units_at], units, others[:, self.units_at :]], 1)
+
+    @torch.no_grad()
+    def explain(
+        self, x: Tensor, *, flow: Tensor | None = None, units: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, num_classes] and frame importance [B, 0]: no frame but the pair is seen."""
+        logits = self(x, flow=flow, units=units)
+        return logits, logits.new_zeros(len(logits), 0)
+
+    def _pooled(self, x: Tensor, flow: Tensor | None) -> Tensor:
+        """The fused streams' mean over pixels, normalised, [B, E]."""
         onset, apex = self._pair(x)
         motion = self._motion(onset, apex, flow)
         gate = None
@@ -217,10 +159,6 @@ class FaceSleuth(nn.Module):
         appearance = both[: len(onset)] + both[len(onset) :]
         fused = functional.gelu(self.fuse(torch.cat([motion, appearance], 1)))
         return self.fc_norm(fused.mean((2, 3)))
-
-    def directions(self) -> dict[str, float]:
-        """θ modulo π of every motion stage, in radians, to log."""
-        return directions(self)
 
     def layer_ids(self) -> dict[str, int]:
         """Layer of every parameter, for layer decay: embedding 0, stages 1 to 3, the rest 4."""
@@ -236,7 +174,7 @@ class FaceSleuth(nn.Module):
     def rate_scales(self) -> dict[str, float]:
         """Parameters with a learning rate of their own as a multiple of the run's: every θ.
 
-        Layer decay does not apply to them. A scalar, θ is not decayed by `launch.parameters`.
+        Layer decay does not apply to them. Of one element, θ is not decayed (`launch.parameters`).
         """
         names = (name for name, p in self.named_parameters() if p.requires_grad)
         return {n: self.config.theta_rate for n in names if n.endswith("soa.theta")}

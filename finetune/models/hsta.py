@@ -6,111 +6,19 @@ Blocks are `mira.blocks`, attention around class tokens `class_tokens.py`; the c
 in a branch.
 """
 
-from dataclasses import dataclass, field
-from typing import get_args
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from finetune.models.class_tokens import ClassAttention, Exchange, exchange_flops
+from finetune.models.hsta_config import HstaConfig
 from finetune.models.pairs import split_pair
-from mira import MiraConstants, Statistics
 from mira.blocks import LAYER_NORM_EPS, Block, PatchEmbed
-from mira.cores import AttentionName, core
 from mira.encoder import initialise, mean_importance
 from mira.flops import block_flops
 from mira.tubelets import Grid, sinusoids
 
-
-@dataclass(frozen=True)
-class HstaConfig:
-    """Sizes and attention; the defaults are the published size, on onset and apex in RGB."""
-
-    image_size: int = 224
-    """Height and width in pixels of clip and pair; a multiple of patch_size."""
-    frames: int = 6
-    """Video frames of the clip, the pair not counted; a multiple of tubelet."""
-    patch_size: int = 16
-    """Height and width of a video token in pixels."""
-    tubelet: int = 2
-    """Video frames in a video token."""
-    dim: int = 768
-    """Embedding dim of the video branch; a multiple of heads."""
-    channels: int = 3
-    """Colour channels of the clip."""
-    special_patch: int = 12
-    """Height and width of a special token in pixels; what of image_size is left over is cut off."""
-    special_frames: int = 2
-    """Pictures of the special branch, one token deep: 2 for onset and apex, 1 for optical flow."""
-    special_channels: int = 3
-    """Channels of such a picture: 3 for RGB, 2 for flow, 3 for flow with its strain."""
-    special_dim: int = 384
-    """Embedding dim of the special branch; a multiple of heads."""
-    heads: int = 12
-    """Attention heads of either branch and of CSTA."""
-    stages: int = 4
-    """Stages of special blocks, video blocks and CSTA."""
-    video_blocks: int = 2
-    """Blocks a stage in the video branch."""
-    special_blocks: int = 1
-    """Blocks a stage in the special branch."""
-    mlp_ratio: float = 4.0
-    """Hidden size of a block's MLP as a multiple of its dim."""
-    attention: AttentionName = "sdpa"
-    """Attention core of the video branch: sdpa (plain), mira_exact, mira_flashlite."""
-    statistics: Statistics = "instance"
-    """Where MiRA's frame statistics come from while training."""
-    constants: MiraConstants = field(default_factory=MiraConstants)
-    """Constants of MiRA."""
-    dropout: float = 0.0
-    """Dropout of the embedded tokens and before the head; 0.2 as published."""
-    drop_path: float = 0.0
-    """Largest rate of dropped residual branches; grows linearly from 0; 0.2 as published."""
-
-    def __post_init__(self) -> None:
-        core(self.attention)
-        for name, unit in (
-            ("image_size", "patch_size"),
-            ("image_size", "special_patch"),
-            ("frames", "tubelet"),
-            ("dim", "heads"),
-            ("special_dim", "heads"),
-        ):
-            whole, part = getattr(self, name), getattr(self, unit)
-            # At the published 224 px and patch 12 a border of 8 px fills no token.
-            exact = unit != "special_patch"
-            if part < 1 or whole < part or (exact and whole % part):
-                raise ValueError(
-                    f"HstaConfig.{name}={whole} must be a positive multiple of {unit}={part}"
-                )
-        for name in (
-            "channels", "special_frames", "special_channels", "stages", "video_blocks",
-            "special_blocks", "mlp_ratio",
-        ):  # fmt: skip
-            if getattr(self, name) <= 0:
-                raise ValueError(f"HstaConfig.{name}={getattr(self, name)} must be positive")
-        for name in ("dropout", "drop_path"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"HstaConfig.{name}={getattr(self, name)} must lie in [0, 1)")
-        if self.statistics not in get_args(Statistics):
-            raise ValueError(
-                f"HstaConfig.statistics={self.statistics!r} does not exist; choose one of "
-                f"{', '.join(get_args(Statistics))}"
-            )
-
-    @property
-    def grid(self) -> Grid:
-        """The tubelets of the clip."""
-        side = self.image_size // self.patch_size
-        frames = self.frames // self.tubelet
-        return Grid(frames, side, side, self.tubelet, self.patch_size, self.channels)
-
-    @property
-    def special_grid(self) -> Grid:
-        """The tokens of the pair, after its border that fills no token is cut off."""
-        side = self.image_size // self.special_patch
-        return Grid(1, side, side, self.special_frames, self.special_patch, self.special_channels)
+__all__ = ["Hsta", "HstaConfig"]
 
 
 class Stage(nn.Module):
@@ -189,37 +97,59 @@ class Hsta(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, x: Tensor, pair: Tensor | None = None, *, importance: list[Tensor] | None = None
+        self,
+        x: Tensor,
+        pair: Tensor | None = None,
+        *,
+        flow: Tensor | None = None,
+        importance: list[Tensor] | None = None,
     ) -> Tensor:
-        """Logits [B, num_classes].
+        """Logits [B, num_classes]; the arguments are those of `features`."""
+        return self.classify(self.features(x, pair, flow=flow, importance=importance))
+
+    def features(
+        self,
+        x: Tensor,
+        pair: Tensor | None = None,
+        *,
+        flow: Tensor | None = None,
+        importance: list[Tensor] | None = None,
+    ) -> Tensor:
+        """What the head sees: both class tokens, normalised, [B, special_dim + dim].
 
         Args:
             x: the clip [B, C, T, h, w], normalised; without `pair` [B, C, T + 2, h, w] with onset
                 and apex behind the T frames (`pairs.split_pair`).
-            pair: special pictures [B, special_channels, special_frames, h, w], such as flow.
+            pair: special pictures [B, special_channels, special_frames, h, w], in place of them.
+            flow: [B, special_channels, h, w], from onset to apex, in place of onset and apex.
             importance: receives every video block's frame importance [B, F].
         """
-        pooled = self.features(x, pair, importance=importance)
-        return self.head(functional.dropout(pooled, self.config.dropout, self.training))
-
-    def features(
-        self, x: Tensor, pair: Tensor | None = None, *, importance: list[Tensor] | None = None
-    ) -> Tensor:
-        """What the head sees: both class tokens, normalised, [B, special_dim + dim]."""
         if pair is None:
             x, pair = split_pair(x)
+        if flow is not None:
+            pair = flow[:, :, None]
         special, video = self.special(self._inside(pair)), self.video(x)
         for stage in self.stages:
             special, video = stage(special, video, importance=importance)
         own, other = self.special_norm(special[:, 0]), self.video_norm(video[:, 0])
         return torch.cat([own, other], 1)
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits [B, num_classes] from what `features` returned."""
+        return self.head(functional.dropout(features, self.config.dropout, self.training))
+
     @torch.no_grad()
-    def explain(self, x: Tensor, pair: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def explain(
+        self, x: Tensor, pair: Tensor | None = None, *, flow: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Logits [B, num_classes] and frame importance [B, F], the mean over video blocks."""
         found: list[Tensor] = []
-        logits = self(x, pair, importance=found)
+        logits = self(x, pair, flow=flow, importance=found)
         return logits, mean_importance(found)
+
+    def rate_scales(self) -> dict[str, float]:
+        """Parameters with a learning rate of their own: none."""
+        return {}
 
     def layer_ids(self) -> dict[str, int]:
         """Layer of every parameter, for layer decay: embedding 0, stage i is i + 1, head S + 1."""

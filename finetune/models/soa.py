@@ -105,7 +105,9 @@ class SingleOrientationAttention(nn.Module):
         self.rows, self.columns = rows, columns
         self.bins = config.bins or max(rows, columns)
         hidden = max(8, channels // config.reduction)
-        self.theta = nn.Parameter(torch.tensor(float(config.theta)), requires_grad=config.learned)
+        # Of one element, not a scalar: DeepSpeed cannot broadcast a parameter without dimensions.
+        theta = torch.full((1,), float(config.theta))
+        self.theta = nn.Parameter(theta, requires_grad=config.learned)
         self.reduce = nn.Conv1d(channels, hidden, 1)
         self.norm = nn.BatchNorm1d(hidden)
         self.expand = nn.Conv1d(hidden, channels, 1)
@@ -150,10 +152,10 @@ class SingleOrientationAttention(nn.Module):
     @property
     def direction(self) -> float:
         """θ modulo π, in radians, to log."""
-        return float(self.theta.detach()) % pi
+        return float(self.theta.detach()[0]) % pi
 
     def _weights(self) -> Tensor:
-        theta = self.theta if self.theta.dtype == torch.float64 else self.theta.float()
+        theta = self.theta[0] if self.theta.dtype == torch.float64 else self.theta[0].float()
         return hat_weights(theta, self.rows, self.columns, self.bins)
 
     def _resized(self, previous: Tensor, channels: int) -> Tensor:
@@ -194,6 +196,10 @@ class TokenOrientationAttention(nn.Module):
             )
         maps = tokens.reshape(-1, per_frame, tokens.shape[2]).transpose(1, 2)  # [B · F, E, P]
         return (maps * self.soa.gate(maps)).transpose(1, 2).reshape(tokens.shape)
+
+    def flops(self) -> float:
+        """Of one clip."""
+        return self.frames * self.soa.flops()
 
 
 def directions(module: nn.Module) -> dict[str, float]:

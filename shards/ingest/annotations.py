@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,8 @@ TEXTS = (
     *("label", "subject_id", "source_id", "split", "objective_class"),
     *("dataset", "version", "licence"),
 )
-COLUMNS = ("path", *TEXTS, *MARKS, "apex_source", "action_units", "votes", "fps")
+AFFECT = ("valence", "arousal")
+COLUMNS = ("path", *TEXTS, *MARKS, *AFFECT, "apex_source", "action_units", "votes", "fps")
 LONGEST_VOTES = 10_000
 
 
@@ -120,6 +122,7 @@ def _annotation(row: Mapping[str, str]) -> Annotation:
         action_units=action_units(row.get("action_units", "")),
         apex_source=source,  # type: ignore[arg-type]
         votes=_votes(row.get("votes", "")),
+        **{name: _affect(name, row[name]) for name in AFFECT if row.get(name)},
         **texts,
     )
 
@@ -138,6 +141,16 @@ def _frame(name: str, cell: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", cell):
         raise InputError(f"{name} is {cell!r}, not a frame number")
     return int(cell)
+
+
+def _affect(name: str, cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not -1 <= value <= 1:
+        raise InputError(f"{name} is {cell!r}, not a number from -1 to 1; rescale the column")
+    return value
 
 
 def _votes(cell: str) -> dict[str, int] | None:

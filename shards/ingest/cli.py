@@ -17,9 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from shards.ingest.inputs import Collected, InputError
+from shards.ingest.inputs import Collected, InputError, Refused
 from shards.ingest.progress import progress
 from shards.ingest.publish import unfinished
+from shards.ingest.redo import Redone, redo, settings_of
 from shards.ingest.run import IngestError, Summary, ingest
 from shards.ingest.settings import IngestSettings
 
@@ -84,6 +85,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="start over, where the shards of a stopped run would be gone on with",
     )
+    p.add_argument(
+        "--redo",
+        nargs="+",
+        metavar="LEDGER",
+        help="write the shards of --out anew in which ledgers of a training (ledger.jsonl) name "
+        "unreadable samples, with the settings they have; all else stays as it is",
+    )
     for name, field in SETTINGS.items():
         kind, nargs = (str, "+") if field.default == () else (type(field.default), None)
         about = f"{HELP[name]} (default: {field.default or 'none'})"
@@ -124,24 +132,20 @@ def main(argv: Sequence[str]) -> int:
     try:
         videos, collected, suited = _collected(args)
         given = {name: getattr(args, name) for name in SETTINGS if name in args}
-        settings = IngestSettings(**suited | given)
         with _stoppable(), progress() as update:
-            summary = ingest(
-                videos,
-                args.out,
-                annotations=None if collected else args.annotations,
-                collected=collected,
-                settings=settings,
-                holdout=_holdout(args.holdout),
-                jobs=args.jobs,
-                shard_samples=args.shard_samples,
-                shard_bytes=args.shard_bytes,
-                max_rejected_share=args.max_rejected_share,
-                overwrite=args.overwrite,
-                restart=args.restart,
-                ray=args.ray,
-                progress=update,
-            )
+            asked = {
+                "annotations": None if collected else args.annotations,
+                "collected": collected,
+                "holdout": _holdout(args.holdout),
+                "jobs": args.jobs,
+                "restart": args.restart,
+                "ray": args.ray,
+                "progress": update,
+            }
+            if args.redo:
+                report = _redone(_redo_with(videos, args, given, asked))
+            else:
+                report = _report(_ingest_with(videos, args, suited | given, asked))
     except IngestError as error:
         return _fail(error, 1)
     except OSError as error:
@@ -152,8 +156,35 @@ def main(argv: Sequence[str]) -> int:
         return _fail(error, 2)
     except KeyboardInterrupt:
         return _fail(f"stopped; {unfinished(args.out)}", 130)
-    print(_report(summary))
+    print(report)
     return 0
+
+
+def _ingest_with(
+    videos: Path, args: argparse.Namespace, settings: dict[str, Any], asked: dict[str, Any]
+) -> Summary:
+    """A folder of shards from all videos."""
+    return ingest(
+        videos,
+        args.out,
+        settings=IngestSettings(**settings),
+        shard_samples=args.shard_samples,
+        shard_bytes=args.shard_bytes,
+        max_rejected_share=args.max_rejected_share,
+        overwrite=args.overwrite,
+        **asked,
+    )
+
+
+def _redo_with(
+    videos: Path, args: argparse.Namespace, given: dict[str, Any], asked: dict[str, Any]
+) -> Redone:
+    """The shards of a finished folder that ledgers name."""
+    if args.overwrite:
+        raise InputError(
+            "--redo keeps the folder but for what it writes anew; leave out --overwrite"
+        )
+    return redo(videos, args.out, args.redo, settings=settings_of(args.out, given), **asked)
 
 
 def _collected(args: argparse.Namespace) -> tuple[Path, Collected | None, dict[str, Any]]:
@@ -223,6 +254,22 @@ def _stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _redone(r: Redone) -> str:
+    lines = [
+        f"{r.out}: {r.clips} clips made anew in {r.shards} shard{'s' * (r.shards != 1)}, of which "
+        f"{r.same} {'has' if r.same == 1 else 'have'} the same bytes as when first written"
+    ]
+    if r.rejected:
+        lines.append(f"left out: {len(r.rejected)} (see {r.out / 'rejected.csv'})")
+        lines += _commonest(r.rejected)
+    return "\n".join([*lines, *(f"note: {note}" for note in r.notes)])
+
+
+def _commonest(rows: Sequence[Refused]) -> list[str]:
+    counts = Counter(row.reason for row in rows).most_common(3)
+    return [f"  {count} × {reason}" for reason, count in counts]
+
+
 def _report(s: Summary) -> str:
     lines = [
         f"{s.out}: {s.clips} clips ({s.seconds:.0f} s, {s.frames} frames) from {s.videos} videos, "
@@ -238,6 +285,5 @@ def _report(s: Summary) -> str:
         lines.append(f"left out: {s.parts_left_out} parts of videos without a face")
     if s.rejected:
         lines.append(f"rejected: {len(s.rejected)} (see {s.out / 'rejected.csv'})")
-        reasons = Counter(r.reason for r in s.rejected).most_common(3)
-        lines += [f"  {count} × {reason}" for reason, count in reasons]
+        lines += _commonest(s.rejected)
     return "\n".join([*lines, *(f"note: {note}" for note in s.notes)])

@@ -20,16 +20,7 @@ import cv2
 import numpy as np
 
 from shards.ingest.settings import MARKS, DerivedName
-
-FARNEBACK = {
-    "pyr_scale": 0.5,
-    "levels": 3,
-    "winsize": 15,
-    "iterations": 5,
-    "poly_n": 7,
-    "poly_sigma": 1.5,
-    "flags": cv2.OPTFLOW_FARNEBACK_GAUSSIAN,
-}
+from shards.motion import flow, strain
 
 
 class KeyFrames:
@@ -56,6 +47,7 @@ class KeyFrames:
             made["keyframes"] = {"pictures": pictures, "names": names, "frames": self._frames()}
         if {"onset", "apex"} <= set(self._at) and {"flow", "strain"} & set(self._wanted):
             pair = [self._pictures[self._at[name]] for name in ("onset", "apex")]
+            cv2.setNumThreads(1)
             field, frames = flow(*pair), self._frames()[:2]
             made["flow"] = {"flow": field.astype(np.float16), "frames": frames}
             made["strain"] = {"strain": strain(field).astype(np.float16), "frames": frames}
@@ -68,19 +60,3 @@ class KeyFrames:
 
     def _frames(self) -> np.ndarray:
         return np.array(list(self._at.values()), np.int32)
-
-
-def flow(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """float32 [h, w, 2]: displacement, right and down, of uint8 [h, w, 3] pictures' pixels."""
-    cv2.setNumThreads(1)
-    gray = [cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY) for rgb in (before, after)]
-    start = np.zeros((*gray[0].shape, 2), np.float32)
-    return cv2.calcOpticalFlowFarneback(gray[0], gray[1], start, **FARNEBACK)
-
-
-def strain(field: np.ndarray) -> np.ndarray:
-    """float32 [h, w]: size of the infinitesimal strain of a flow [h, w, 2]."""
-    across_y, across_x = np.gradient(field[..., 0])
-    down_y, down_x = np.gradient(field[..., 1])
-    shear = (across_y + down_x) / 2
-    return np.sqrt(across_x**2 + down_y**2 + 2 * shear**2).astype(np.float32)

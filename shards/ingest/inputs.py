@@ -21,6 +21,7 @@ SIDECARS = frozenset(
     + (".pt", ".pth", ".zip", ".tar", ".gz")
 )
 LONGEST_KEY = 80
+LONGEST_PATH, LONGEST_NAME = 3000, 255  # bytes a file system takes; it raises beyond
 ApexSource = Literal["annotated", "middle", "spotted"]
 """Who says where the apex is: the data set, the half of onset and offset, or a spotting method."""
 
@@ -46,6 +47,8 @@ class Annotation:
     apex_source: ApexSource | None = None
     objective_class: str | None = None
     votes: Mapping[str, int] | None = None
+    valence: float | None = None
+    arousal: float | None = None
     dataset: str = ""
     version: str = ""
     licence: str | None = None
@@ -91,6 +94,10 @@ class Refused:
     reason: str
     action: str
 
+    def __post_init__(self) -> None:
+        for name in self.__slots__:  # a reason may name foreign files, too
+            object.__setattr__(self, name, shown(getattr(self, name)))
+
 
 def scan(videos: Path) -> tuple[list[Item], int]:
     """All files of a folder (or the one file) by key; and how many were left out as sidecars."""
@@ -116,6 +123,12 @@ def scan(videos: Path) -> tuple[list[Item], int]:
     if not found:
         others = f" ({ignored} other files)" if ignored else ""
         raise InputError(f"no video in {videos}{others}; put video files there")
+    times = Counter(relative for _, relative in found)
+    if twice := [name for name, count in times.items() if count > 1]:
+        raise InputError(
+            f"two files in {videos} are both {twice[0]} once bytes that are not UTF-8 are written "
+            "out; rename one"
+        )
     return keyed(found), ignored
 
 
@@ -124,8 +137,12 @@ def _unreadable(error: OSError) -> None:
 
 
 def shown(name: str) -> str:
-    """The name as text that can be written anywhere; bytes that are not UTF-8 as escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """The name as text that can be written anywhere; what is no Unicode as escapes."""
+    try:  # as Python gives the bytes of a file name that are not UTF-8
+        data = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # other lone surrogates, as JSON can hold them
+        data = name.encode("utf-8", "backslashreplace")
+    return data.decode("utf-8", "backslashreplace")
 
 
 def keyed(found: Sequence[tuple[Path, str]]) -> list[Item]:
@@ -153,6 +170,10 @@ def inside(root: Path, relative: str) -> Path:
         raise InputError("has no path")
     if parts.is_absolute() or ".." in parts.parts or "\\" in relative:
         raise InputError("leads out of the videos folder; write it relative to that folder")
+    if len(relative) > LONGEST_PATH or any(
+        len(part.encode("utf-8", "surrogatepass")) > LONGEST_NAME for part in parts.parts
+    ):
+        raise InputError("has a longer path than file systems take")
     return root / parts
 
 

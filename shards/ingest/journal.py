@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -125,7 +126,9 @@ def clear_unfinished(shards: Path, finished: list[Shard]) -> None:
     sizes = {shard.name: shard.bytes for shard in finished}
     known = {*sizes, *map(index_name, sizes)}
     for path in shards.iterdir():
-        if path.name not in known:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in known:
             path.unlink()
     for name, size in sizes.items():
         tar = shards / name

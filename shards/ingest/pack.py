@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shards.index import Shard
-from shards.ingest.inputs import Annotation, Item, Refused
+from shards.ingest.inputs import Annotation, Item, Refused, shown
 from shards.ingest.journal import Journal
 from shards.ingest.pool import Outcome
 from shards.ingest.settings import IngestSettings, Rejected
-from shards.ingest.write import ShardsWriter
+from shards.ingest.write import ShardsWriter, record_bytes
 from shards.schema import FaceTrack, Record
 
 
@@ -51,11 +51,10 @@ class Packer:
         if isinstance(outcome, Rejected):
             self._refuse(Refused(item.name, outcome.reason, outcome.action))
         else:
-            for i, clip in enumerate(outcome["clips"]):
+            for i, (key, clip, stem) in enumerate(clips_of(item, outcome, folder)):
                 self._at = (number, i)
                 if self._at >= self._from:
-                    several = f"-{i:04d}" if len(outcome["clips"]) > 1 else ""
-                    self._clip(item, item.key + several, clip, folder / f"{i:04d}")
+                    self._clip(item, key, clip, stem)
                     self._at = (number, i + 1)
                     if self._writer.full:
                         self._writer.finish_shard()
@@ -77,7 +76,7 @@ class Packer:
     def _clip(self, item: Item, key: str, clip: Mapping[str, Any], files: Path) -> None:
         """`files`: path of the clip's files without suffix."""
         record = record_of(item, key, clip, self._settings)
-        if problems := record.problems():
+        if problems := problems_of(record):
             self._refuse(Refused(item.name, "; ".join(problems), "correct the annotation"))
             return
         self._writer.add(key, files, record)
@@ -90,6 +89,15 @@ class Packer:
         c.frames += record.num_frames
         c.seconds += record.num_frames / record.fps
         c.damaged += record.damaged is not None
+
+
+def clips_of(
+    item: Item, made: Mapping[str, Any], folder: Path
+) -> Iterator[tuple[str, Mapping[str, Any], Path]]:
+    """Of each clip of a video its key, its facts, and the path of its files without suffix."""
+    for i, clip in enumerate(made["clips"]):
+        several = f"-{i:04d}" if len(made["clips"]) > 1 else ""
+        yield item.key + several, clip, folder / f"{i:04d}"
 
 
 def record_of(item: Item, key: str, clip: Mapping[str, Any], settings: IngestSettings) -> Record:
@@ -121,12 +129,23 @@ def record_of(item: Item, key: str, clip: Mapping[str, Any], settings: IngestSet
         label=a.label,
         objective_class=a.objective_class,
         votes=dict(a.votes) if a.votes else None,
+        valence=a.valence,
+        arousal=a.arousal,
         split=a.split,
         licence=a.licence,
         patch_id=a.patch_id,
         track=track,
-        damaged=clip["damaged"],
+        damaged=clip["damaged"] and shown(clip["damaged"]),
     )
+
+
+def problems_of(record: Record) -> list[str]:
+    """What contradicts itself in a record, or cannot be written, in words."""
+    try:
+        record_bytes(record)
+    except UnicodeEncodeError:
+        return ["its annotation holds what is no Unicode text (half of a surrogate pair)"]
+    return record.problems()
 
 
 def write_rejected(path: Path, rows: Sequence[Refused]) -> None:

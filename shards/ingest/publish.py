@@ -51,7 +51,7 @@ def written_aside(
     from shards.ingest.write import room_for
 
     root = aside_of(out)
-    _restore(out, root)
+    mend(out)
     refuse(out, overwrite=overwrite)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
@@ -193,9 +193,9 @@ def _replaced(root: Path) -> Path:
     return root.with_name(root.name + ".old")
 
 
-def _restore(out: Path, root: Path) -> None:
-    """Mends what a kill between the renames of `publish` left."""
-    old = _replaced(root)
+def mend(out: Path) -> None:
+    """Undoes what a kill between the renames of `publish` left."""
+    old = _replaced(aside_of(out))
     if old.exists():
         if out.exists():
             shutil.rmtree(old)

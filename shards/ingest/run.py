@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.ingest.inputs import Collected, Refused
+from shards.ingest.inputs import Collected, Item, Refused
 from shards.ingest.journal import Journal
 from shards.ingest.models import with_model
 from shards.ingest.pack import Packer, write_rejected
 from shards.ingest.pool import Outcome, outcomes
-from shards.ingest.publish import Aside, publish, written_aside
+from shards.ingest.publish import publish, written_aside
 from shards.ingest.request import Listing, facts_of, listing, request_of, versions
 from shards.ingest.settings import IngestSettings
 from shards.ingest.splits import label_order
@@ -88,7 +88,7 @@ def ingest(
     where the disk is full. Whatever is raised, KeyboardInterrupt included, `out` is untouched.
     """
     settings = with_model(settings or IngestSettings())
-    _check_loads(settings)
+    check_loads(settings)
     videos, out = Path(videos), Path(out)
     listed = listing(videos, annotations, collected, holdout or {})
     limits = {"samples": shard_samples, "size": shard_bytes}
@@ -96,10 +96,10 @@ def ingest(
     with written_aside(
         out, request, overwrite=overwrite, restart=restart, expected=expected
     ) as aside:
-        before = len(aside.journal.finished)
+        before, at = len(aside.journal.finished), aside.journal.at[0]
         packer = Packer(aside.shards, settings, aside.journal, **limits)
-        made = _outcomes(listed, aside, settings, jobs=jobs, ray=ray)
-        _process(listed, aside.journal.at[0], packer, made, progress)
+        made = made_of(listed.items, aside.work, settings, start=at, jobs=jobs, ray=ray)
+        _process(listed, at, packer, made, progress)
         _check_share(out, listed, aside.journal, max_rejected_share)
         packer.finish(len(listed.items))
         rejected = _refused(listed, aside.journal)
@@ -134,16 +134,21 @@ def _process(
                 progress(number + 1, total, unusable + packer.counts.refused)
 
 
-def _outcomes(
-    listed: Listing, aside: Aside, settings: IngestSettings, *, jobs: int | None, ray: str | None
+def made_of(
+    items: Sequence[Item],
+    work: Path,
+    settings: IngestSettings,
+    *,
+    start: int,
+    jobs: int | None,
+    ray: str | None,
 ) -> Generator[tuple[int, Outcome, Path]]:
-    """What becomes of the videos that are not done yet."""
-    items, start = listed.items, aside.journal.at[0]
+    """What becomes of the videos from number `start` on, here or on a cluster (`pool.outcomes`)."""
     if ray is None:
-        return outcomes(items, aside.work, settings, jobs=jobs or _processors(), start=start)
+        return outcomes(items, work, settings, jobs=jobs or _processors(), start=start)
     from shards.ingest.cluster import outcomes as on_cluster
 
-    return on_cluster(items, aside.work, settings, address=ray, jobs=jobs, start=start)
+    return on_cluster(items, work, settings, address=ray, jobs=jobs, start=start)
 
 
 def _refused(listed: Listing, journal: Journal) -> list[Refused]:
@@ -197,7 +202,7 @@ def _check_share(out: Path, listed: Listing, journal: Journal, share: float) -> 
     )
 
 
-def _check_loads(settings: IngestSettings) -> None:
+def check_loads(settings: IngestSettings) -> None:
     """Raises ModelError here, once, for a model file that would fail with every video."""
     if settings.detector_model:
         from shards.ingest.detect import detector

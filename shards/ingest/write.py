@@ -11,15 +11,18 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from shards.index import DERIVED, Shard, index_shard
 from shards.schema import Record
 
 RESERVE = 64 << 20
 """Bytes that must stay free on the disk."""
+KINDS_IN_ORDER = ("mp4", *DERIVED, "json")
+"""Suffixes of a sample's members, as they follow one another."""
 
 
 class DiskFull(OSError):
@@ -77,20 +80,15 @@ class ShardsWriter:
 
     def add(self, key: str, stem: Path, record: Record) -> None:
         """Appends the clip in the file STEM.mp4, and what lies beside it (`index.DERIVED`)."""
-        data = json.dumps(record.to_json(), ensure_ascii=False, separators=(",", ":")).encode()
-        files = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in ("mp4", *DERIVED)}
-        sizes = {kind: file.stat().st_size for kind, file in files.items() if file.exists()}
-        size = sum(sizes.values())
+        data = record_bytes(record)
+        size = sum(file.stat().st_size for file in files_of(stem).values())
         if self._tar and self._held[1] + size > self._limits[1]:
             self.finish_shard()
         with room_for(self._folder, size + len(data) + 4096):
             if self._tar is None:
                 self._path = self._folder / f"shard-{len(self.shards):06d}.tar"
-                self._tar = tarfile.open(self._path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-            for kind, bytes_ in sizes.items():
-                with files[kind].open("rb") as file:
-                    self._tar.addfile(_member(f"{key}.{kind}", bytes_), file)
-            self._tar.addfile(_member(f"{key}.json", len(data)), io.BytesIO(data))
+                self._tar = new_tar(self._path)
+            add_sample(self._tar, key, stem, data)
         self._held = (self._held[0] + 1, self._held[1] + size)
 
     @property
@@ -104,12 +102,47 @@ class ShardsWriter:
             with room_for(self._folder, 1 << 20):
                 self._tar.close()
                 self._tar, self._held = None, (0, 0)
-                _on_disk(self._path)
+                on_disk(self._path)
                 self.shards.append(index_shard(self._path))
             self._on_finish(self.shards[-1])
 
 
-def _on_disk(path: Path) -> None:
+def new_tar(path: Path) -> tarfile.TarFile:
+    """An empty tar to add samples to."""
+    return tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
+
+
+def files_of(stem: Path) -> dict[str, Path]:
+    """The files of a clip that are there, by the suffixes of their members."""
+    files = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in ("mp4", *DERIVED)}
+    return {kind: file for kind, file in files.items() if file.exists()}
+
+
+def record_bytes(record: Record) -> bytes:
+    """The member KEY.json."""
+    return json.dumps(record.to_json(), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def add_sample(tar: tarfile.TarFile, key: str, stem: Path, record: bytes) -> None:
+    """Appends the clip's files and its record, as `record_bytes` gives it."""
+    for kind, path in files_of(stem).items():
+        with path.open("rb") as file:
+            tar.addfile(_member(f"{key}.{kind}", path.stat().st_size), file)
+    tar.addfile(_member(f"{key}.json", len(record)), io.BytesIO(record))
+
+
+def copy_sample(
+    tar: tarfile.TarFile, key: str, old: Mapping[str, tarfile.TarInfo], data: IO[bytes]
+) -> None:
+    """Appends a sample of another shard as it is, from its members by name and its open file."""
+    for kind in KINDS_IN_ORDER:
+        if member := old.get(f"{key}.{kind}"):
+            data.seek(member.offset_data)
+            tar.addfile(_member(member.name, member.size), data)
+
+
+def on_disk(path: Path) -> None:
+    """Returns once the file's bytes are."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -11,6 +11,7 @@ from shards.config import DataConfig
 from shards.manifest import Manifest
 from shards.plan.finding import Demand, Finding, refused
 from shards.plan.folders import of_folders
+from shards.plan.mixing import decoded, of_mixing
 from shards.plan.rate import of_speed
 from shards.plan.workers import of_workers
 
@@ -27,6 +28,8 @@ def plan(data: DataConfig, demand: Demand, *, seconds: float) -> list[Finding]:
     if manifests:
         findings += of_folders(manifests, data)
         whole = all(finding.verdict != "cannot" for finding in findings)
+        findings += of_mixing(manifests, data, demand)
+        demand = decoded(demand, data)
         findings += of_workers(manifests, data, demand)
         findings += of_speed(manifests, data, demand, seconds=seconds if whole else 0)
     return findings

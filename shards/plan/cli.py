@@ -32,11 +32,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--gpus", type=_positive, default=64, help="training workers, one GPU each")
     p.add_argument("--gpus-per-node", type=_positive, default=8, help="of them on one machine")
     p.add_argument(
-        "--clips-per-second", type=_rate, default=1000.0, help="that all GPUs together can train on"
+        "--clips-per-second",
+        type=_rate,
+        default=1000.0,
+        help="that all GPUs together can train on, every view of a clip counted",
     )
     p.add_argument("--streams", type=_positive, default=64, help="data.streams")
     p.add_argument("--global-batch", type=_positive, metavar="N", help="run.global_batch")
     p.add_argument("--split", help="data.split; all clips if left out")
+    p.add_argument(
+        "--weights", type=_rate, nargs="+", metavar="W", help="data.weights, one a folder"
+    )
+    p.add_argument("--balance", type=_rate, help="data.balance: 1 makes classes equal")
+    p.add_argument("--repeats", type=_positive, default=1, help="data.repeats: views a clip")
     p.add_argument("--frames", type=_positive, default=16, help="data.frames")
     p.add_argument("--stride", type=_positive, default=4, help="data.stride")
     p.add_argument("--size", type=_positive, default=224, help="data.size")
@@ -47,14 +55,21 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-    data = DataConfig(
-        shards=tuple(args.dirs),
-        split=args.split,
-        streams=args.streams,
-        frames=args.frames,
-        stride=args.stride,
-        size=args.size,
-    )
+    try:
+        data = DataConfig(
+            shards=tuple(args.dirs),
+            split=args.split,
+            weights=None if args.weights is None else tuple(args.weights),
+            balance=args.balance,
+            repeats=args.repeats,
+            streams=args.streams,
+            frames=args.frames,
+            stride=args.stride,
+            size=args.size,
+        )
+    except ValueError as error:
+        print(f"plan: {error}", file=sys.stderr)
+        return 2
     demand = Demand(args.gpus, args.gpus_per_node, args.clips_per_second, args.global_batch)
     try:
         findings = plan(data, demand, seconds=args.seconds)

@@ -62,15 +62,8 @@ def measure(
     same. Raises ManifestError and ValueError like `open_clips`.
     """
     if collection is None:
-        collection = open_collection(replace(data, split=None, weights=None, balance=None))
-    clips = Clips(
-        collection,
-        frames=data.frames,
-        stride=data.stride,
-        size=data.size,
-        how=data.augment,
-        repeats=data.repeats,
-    )
+        collection = open_collection(replace(data, split=None, splits=None))
+    clips = Clips.of(collection, data, train=True)
     troubles: list[str] = []
     timed = tried = 0
     with _one_core():

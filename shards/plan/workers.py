@@ -24,7 +24,7 @@ def of_workers(
         m.samples if data.split is None else m.splits.get(data.split, 0) for m in manifests
     )
     if samples:
-        yield _epoch(samples, data.streams, demand)
+        yield _epoch(samples, data, demand)
         yield _dealing(samples, sum(len(m.shards) for m in manifests), data.streams, demand)
 
 
@@ -71,10 +71,11 @@ def _batch(streams: int, demand: Demand) -> Finding:
     return Finding("workers", "global batch", found, numbers=numbers)
 
 
-def _epoch(samples: int, streams: int, demand: Demand) -> Finding:
+def _epoch(samples: int, data: DataConfig, demand: Demand) -> Finding:
+    streams, mixed = data.streams, data.weights is not None
     batch = demand.global_batch or streams
-    steps = steps_per_epoch(samples, streams, batch)
-    empty = padding(samples, streams, batch)
+    steps = -(-samples // batch) if mixed else steps_per_epoch(samples, streams, batch)
+    empty = 0.0 if mixed else padding(samples, streams, batch)  # a mixture goes on without
     found = (
         f"{count(samples, 'clip')} make {count(steps, 'step')} of {batch}; a step is "
         f"{batch / samples:.2g} epochs; an epoch lasts "

@@ -70,7 +70,7 @@ def plan_clips(
             name = f"s{subject:03d}"
             plan.append(
                 PlannedClip(
-                    path=f"{name}/{name}_{index:03d}_{LABELS[which]}.mp4",
+                    path=f"{name}/{name}_{index:03d}.mp4",
                     label=LABELS[which],
                     strength=float(strengths[(session + subject + which) % len(strengths)]),
                     subject=subject,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from finetune.pictures import confusion_matrix_picture, importance_strip, png
+from finetune.pictures import confusion_matrix_picture, importance_strip, pair_picture, png
 from mira.tubelets import Grid, normalise, to_pixels, tubelets
 from pretrain.pictures import GAP, MARGIN, reconstruction_strip
 
@@ -97,9 +97,7 @@ def test_classes_without_clips_do_not_break_the_matrix():
 def test_the_tallest_bar_stands_under_the_most_important_frame():
     frames = np.full((5, 32, 32, 3), 255, np.uint8)
     importance = [0.15, 0.15, 0.15, 0.4, 0.15]
-    image = importance_strip(
-        frames, [0, 0.1, 0.2, 0.3, 0.4], importance, label="fear", probability=0.7
-    )
+    image = importance_strip(frames, [0, 0.1, 0.2, 0.3, 0.4], importance, title="fear (70%)")
     red = (image.astype(int) == [192, 57, 43]).all(-1)
     blue = (image.astype(int) == [36, 113, 163]).all(-1)
     assert red.any(0).nonzero()[0].mean() / image.shape[1] == pytest.approx(0.7, abs=0.05)
@@ -108,9 +106,20 @@ def test_the_tallest_bar_stands_under_the_most_important_frame():
 
 def test_a_strip_with_other_numbers_of_times_is_refused():
     with pytest.raises(ValueError, match="2 frames, 1 times and 2 importances"):
-        importance_strip(
-            np.zeros((2, 8, 8, 3), np.uint8), [0.0], [0.5, 0.5], label="a", probability=1.0
-        )
+        importance_strip(np.zeros((2, 8, 8, 3), np.uint8), [0.0], [0.5, 0.5], title="a")
+
+
+def test_a_pair_is_shown_with_the_place_of_its_change():
+    onset = np.full((32, 32, 3), 200, np.uint8)
+    apex = onset.copy()
+    apex[4:12, 20:28] = 90
+    image = pair_picture(onset, apex, times=(0.0, 0.2), title="fear (70%)").astype(int)
+    light = (image.min(-1) > 180) & (image.max(-1) - image.min(-1) > 50)  # magma's far end
+    middle = image.shape[1] // 3, 2 * image.shape[1] // 3
+    found = light[:, slice(*middle)].any(0).nonzero()[0]
+    assert found.size and not light[:, : middle[0]].any() and not light[:, middle[1] :].any()
+    same = pair_picture(onset, onset, times=(0.0, 0.2), title="").astype(int)
+    assert not ((same.min(-1) > 180) & (same.max(-1) - same.min(-1) > 50)).any()
 
 
 def test_png_keeps_every_pixel():

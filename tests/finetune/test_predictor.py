@@ -20,8 +20,11 @@ import pandas as pd
 import pytest
 import torch
 
+from finetune.answers import PredictConfig
+from finetune.answers import run as run_answers
 from finetune.mixing import MixConfig
 from finetune.models.classifier import Classifier
+from finetune.outputs import Outputs
 from finetune.predictor import Prediction, Predictor, PredictorConfig, save_predictor
 from finetune.predictor_package import CODE, package, predict_videos, stream_predictions
 from finetune.task import ClassifyTask
@@ -238,7 +241,7 @@ def test_faces_are_cropped_as_in_the_shards_that_were_trained_on(tmp_path):
     clip = {"size": 96, "codec": "h264", "detector": "none", "margin": 0.4, "fps": "constant"}
     write_manifest(tmp_path, [], labels=LABELS, splits={}, clip=clip, created_by={})
     data = DataConfig(shards=(str(tmp_path),), stride=None, views=ViewConfig(temporal=3))
-    config = PredictorConfig.of(encoder=ENCODER, data=data, labels=LABELS)
+    config = PredictorConfig.of(encoder=ENCODER, data=data, outputs=Outputs(LABELS))
     assert (config.face.size, config.face.detector, config.face.margin) == (96, "none", 0.4)
     assert (config.stride, config.views) == (None, ViewConfig(temporal=3))
 
@@ -395,6 +398,14 @@ def wait_for(url: str, server: subprocess.Popen, seconds: float = 180) -> None:
         except OSError:
             time.sleep(0.3)
     raise TimeoutError(url)
+
+
+def test_onset_and_apex_are_told_together_and_of_one_video(tmp_path):
+    with pytest.raises(ValueError, match="onset and apex go together"):
+        run_answers(PredictConfig("m", ("a.mp4",), out=str(tmp_path), onset=0.1))
+    asked = PredictConfig("m", ("a.mp4", "b.mp4"), out=str(tmp_path), onset=0.1, apex=0.2)
+    with pytest.raises(ValueError, match="of one video, 2 are named"):
+        run_answers(asked)
 
 
 def test_a_model_that_cannot_be_loaded_says_why(tmp_path):

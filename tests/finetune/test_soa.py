@@ -83,7 +83,7 @@ def test_the_gradient_of_theta_is_that_of_finite_differences(theta):
         numeric = (value(theta + step) - value(theta - step)) / (2 * step)
     model.zero_grad()
     value(theta).backward()
-    torch.testing.assert_close(model.theta.grad, numeric, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(model.theta.grad, numeric.reshape(1), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("theta", [0.0, 0.5, pi / 2, 2.4])

@@ -8,7 +8,9 @@ import torch
 from torch.nn import functional
 
 from finetune.mixing import MixConfig
+from finetune.models import build
 from finetune.models.classifier import Classifier
+from finetune.outputs import Outputs
 from finetune.task import ClassifyTask
 from mira.encoder import EncoderConfig
 from mira.tubelets import normalise
@@ -127,3 +129,32 @@ def test_a_fresh_head_starts_at_chance():
     fresh = ClassifyTask(Classifier(ENCODER, num_classes=3), UNMIXED)
     losses, _ = fresh(batch((0, 1, 2)))
     assert losses.tolist() == pytest.approx([math.log(3)] * 3, abs=0.02)
+
+
+def test_a_parameter_with_a_rate_of_its_own_keeps_it():
+    torch.manual_seed(0)
+    network = build(ENCODER, Outputs(("a", "b")), soa=True)
+    model = ClassifyTask(network, UNMIXED, layer_decay=0.5)
+    groups = model.param_groups(0.1)
+    [own] = [g for g in groups if any(p is network.orientation.soa.theta for p in g["params"])]
+    assert (own["lr_scale"], own["weight_decay"]) == (10.0, 0.0)
+    assert len(own["params"]) == 1
+
+
+def test_losses_of_several_outputs_add_up_and_mix_alike():
+    torch.manual_seed(0)
+    outputs = Outputs(("a", "b", "c"), units=("1", "4"), affect=True)
+    model = ClassifyTask(build(ENCODER, outputs), MixConfig(cutmix=0.0), outputs=outputs)
+    clips = batch((0, 2, -1, 1))
+    nan = float("nan")
+    clips.extra = {
+        "units": torch.tensor([[1.0, 0.0], [nan, nan], [0.0, nan], [1.0, 1.0]]),
+        "affect": torch.tensor([[0.5, 0.5], [nan, nan], [nan, nan], [0.0, 0.1]]),
+    }
+    losses, figures = model(clips)
+    parts = [figures[f"loss_{name}"] for name in ("labels", "units", "affect")]
+    torch.testing.assert_close(losses.detach(), sum(parts))
+    assert losses.isfinite().all(), "unknown targets cost nothing, mixed or not"
+    told = model.eval().predict(clips)
+    assert told.shape == (4, 7)
+    torch.testing.assert_close(told[:, :3].sum(1), torch.ones(4))

@@ -114,6 +114,60 @@ def test_unknown_path_field_is_refused():
         absolute_paths(App(), "data.shard")
 
 
+@dataclass(frozen=True)
+class Round:
+    radius: float = 1.0
+    colour: str = "red"
+
+
+@dataclass(frozen=True)
+class Square:
+    side: float = 1.0
+    colour: str = "red"
+    views: Views = Views()
+
+
+@dataclass(frozen=True)
+class Picture:
+    shape: Round | Square = Round()
+    frame: Square | None = None
+
+
+@pytest.mark.parametrize("shape", [Round(2.0), Square(3.0, views=Views(2))])
+def test_of_several_kinds_of_section_the_one_that_was_written_comes_back(shape):
+    cfg = Picture(shape=shape)
+    assert from_dict(Picture, json.loads(json.dumps(to_dict(cfg)))) == cfg
+
+
+@pytest.mark.parametrize(
+    "section, told",
+    [
+        ({"radius": 1.0, "color": "red"}, r"shape\.color: no such key; .*shape\.colour"),
+        ({"side": 1.0, "colour": "red"}, r"shape\.views: missing"),
+        ({"side": 1.0, "colour": 3, "views": to_dict(Views())}, r"shape\.colour: expected str"),
+        (3, r"shape: expected Round or Square, got int 3"),
+        (None, r"shape: expected Round or Square, got NoneType None"),
+    ],
+)
+def test_a_fault_in_such_a_section_is_told_for_the_nearest_kind(section, told):
+    with pytest.raises(ConfigError, match=told):
+        from_dict(Picture, to_dict(Picture()) | {"shape": section})
+
+
+def square() -> Picture:
+    """A square one."""
+    return Picture(shape=Square())
+
+
+def test_a_command_line_keeps_the_kind_of_the_recipe(capsys):
+    recipes = {"square": square, "round": Picture}
+    cfg = parse(recipes, ("square", "--shape.side", "4"), prog="draw", description="Draws.")
+    assert cfg == Picture(shape=Square(4.0))
+    with pytest.raises(SystemExit):
+        parse(recipes, ("square", "--shape.radius", "4"), prog="draw", description="Draws.")
+    assert "--shape.radius" in capsys.readouterr().err
+
+
 def debug() -> App:
     """Three steps.
 

@@ -22,7 +22,7 @@ from launch.provenance import provenance, source_hash, source_revision
 from launch.record import closing_run, continue_run, create_run, remember
 from launch.registry import fetch, register_encoder
 from launch.store import StoreError, store_uri
-from launch.tracking import RunHandle, SilentTracker, Tracker, TrackingConfig, connect
+from launch.tracking import RunHandle, SilentTracker, Tracker, TrackingConfig, connect, latest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"run": {"steps": 4, "betas": [0.9, 0.95], "clip": None}, "name": "debug", "flag": True}
@@ -50,6 +50,22 @@ def steps_of(handle: RunHandle, key: str) -> list[int]:
 
 def tracker_of(handle: RunHandle) -> Tracker:
     return Tracker(*handle, system_metrics_seconds=0)
+
+
+def test_a_run_may_be_listed_under_another(handle, tmp_path):
+    child = open_run(handle.uri, tmp_path, parent=handle.run_id)
+    client = connect(handle.uri)
+    assert client.get_run(child.run_id).data.tags["mlflow.parentRunId"] == handle.run_id
+    assert "mlflow.parentRunId" not in client.get_run(handle.run_id).data.tags
+
+
+def test_the_latest_of_a_figure_is_known_to_others(handle):
+    assert latest(handle, "train/loss") == (None, 0.0)
+    tracker = tracker_of(handle)
+    for step in (1, 2, 3):
+        tracker.log({"train/loss": 1 / step}, step)
+    tracker.close()
+    assert latest(handle, "train/loss") == (3, 1 / 3)
 
 
 def test_a_run_holds_parameters_config_and_origin(handle):

@@ -13,6 +13,7 @@ from mira.encoder import Encoder, EncoderConfig
 from mira.loading import load_weights
 from mira.weights import load_artifact
 from pretrain import job
+from pretrain.recipes import debug
 from shards.stream import TooManyFailures
 from tests.runs import (
     PLAIN,
@@ -185,6 +186,12 @@ def test_too_many_damaged_samples_end_the_run_and_the_message_names_the_ledger(
         filter_string=f"params.`cluster.output` = '{tmp_path / 'out'}'",
     )
     assert run.info.status == "FAILED" and "TooManyFailures" in run.data.tags["ended_by"]
+
+
+def test_pairs_are_refused_where_nobody_would_look_at_them():
+    config = debug()
+    with pytest.raises(ValueError, match=r"data\.pair is for fine-tuning"):
+        replace(config, data=replace(config.data, pair=True))
 
 
 def test_an_error_of_the_data_is_raised_as_it_is(tmp_path, uri):

@@ -72,20 +72,33 @@ def write_folder(
     Every `test_every`-th sample is of the split "test", the others of "train". `replaced` gives the
     bytes of some keys' videos.
     """
-    folder.mkdir(parents=True)
-    shards, splits, seen = [], Counter(), 0
+    shards, seen = [], 0
     for i, count in enumerate(counts):
-        samples = []
+        shards.append([])
         for j in range(count):
             key, seen = f"{name}s{i}_{j}", seen + 1
             split = "test" if test_every and seen % test_every == 0 else "train"
-            splits[split] += 1
             label = labels[seen % len(labels)] if labels else None
             facts = record(key, label=label, split=split)
-            samples.append((facts, (replaced or {}).get(key) or video(40 + seen % 3 * 40)))
+            mp4 = (replaced or {}).get(key) or video(40 + seen % 3 * 40)
+            shards[-1].append((facts, mp4))
+    return write_samples(folder, shards, labels=labels)
+
+
+def write_samples(
+    folder: Path,
+    shards: Sequence[Sequence[tuple[Record, bytes]]],
+    *,
+    labels: Sequence[str] = LABELS,
+) -> Manifest:
+    """Shards of these records and videos."""
+    folder.mkdir(parents=True)
+    entries, splits = [], Counter()
+    for i, samples in enumerate(shards):
         path = folder / f"shard-{i:06d}.tar"
         write_tar(path, samples)
-        shards.append(index_shard(path))
+        entries.append(index_shard(path))
+        splits.update(facts.split for facts, _ in samples if facts.split)
     return write_manifest(
-        folder, shards, labels=labels, splits=splits, clip={"size": 64}, created_by={"test": "1"}
+        folder, entries, labels=labels, splits=splits, clip={"size": 64}, created_by={"test": "1"}
     )

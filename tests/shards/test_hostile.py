@@ -2,15 +2,25 @@
 
 import csv
 import io
+import json
 import os
+import subprocess
+import sys
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
 
-from shards.index import ManifestError, index_shard
+from shards.__main__ import main
+from shards.index import IndexRow, ManifestError, index_shard
 from shards.ingest import IngestSettings, ingest
-from tests.shards.make import video
+from shards.ledger import Failure, Ledger, read_named
+from shards.manifest import Manifest, verify
+from tests.shards.make import record, video, write_folder
+from tests.shards.test_ingest import pictures, rows_of, save
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SETTINGS = IngestSettings(detector="none", size=64, timeout=20, memory_limit_gib=0.5)
 
@@ -116,3 +126,202 @@ def test_a_link_in_a_tar_makes_no_shard(tmp_path):
         tar.addfile(member)
     with pytest.raises(ManifestError, match="holds 'key.mp4'"):
         index_shard(tmp_path / "shard-000000.tar")
+
+
+def test_a_member_that_claims_more_than_the_tar_takes_no_memory(tmp_path):
+    member = tarfile.TarInfo("key.mp4")
+    member.size = 1 << 40
+    path = tmp_path / "shard-000000.tar"
+    path.write_bytes(member.tobuf(format=tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(ManifestError, match=r"was cut|cannot be read"):
+        index_shard(path)
+
+
+def test_a_json_bomb_in_a_tar_makes_no_shard(tmp_path):
+    with tarfile.open(tmp_path / "shard-000000.tar", "w") as tar:
+        for name, data in (("k.mp4", video()), ("k.json", b'{"a":' * 50_000)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(ManifestError, match="cannot be read as a shard"):
+        index_shard(tmp_path / "shard-000000.tar")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "\ufeff{}", "9" * 10_000, "", "[]"]
+)
+def test_a_manifest_that_is_a_bomb_or_none_is_told_by_every_command(tmp_path, text, capsys):
+    (tmp_path / "manifest.json").write_text(text)
+    for command in ("verify", "stats", "preview", "plan"):
+        assert main([command, str(tmp_path)]) in (1, 2), command
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../../evil.tar"},
+        {"name": "/etc/evil.tar"},
+        {"name": 7},
+        {"sha256": "../../../home/evil"},
+        {"index_sha256": "x"},
+        {"bytes": -1},
+        {"samples": "1"},
+    ],
+)
+def test_a_manifest_cannot_lead_out_of_its_folder_or_the_cache(tmp_path, change):
+    write_folder(tmp_path / "s", [1])
+    path = tmp_path / "s" / "manifest.json"
+    data = json.loads(path.read_text())
+    data["shards"][0] |= change
+    path.write_text(json.dumps(data))
+    with pytest.raises(ManifestError, match="lists a shard that is none"):
+        Manifest.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize(("name", "value"), [("labels", 5), ("splits", []), ("clip", "x")])
+def test_a_manifest_with_other_kinds_of_values_is_none(tmp_path, name, value):
+    write_folder(tmp_path / "s", [1])
+    path = tmp_path / "s" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(ManifestError, match=f"has {name}"):
+        Manifest.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize("numbers", [[-1, 5], ["a", 5], [1.5, 5], [True, 5]])
+def test_an_index_with_numbers_that_are_none_is_none(numbers):
+    line = json.loads(IndexRow("k", 0, 5, 7, record("k")).to_line()) | {"video": numbers}
+    with pytest.raises(ValueError, match="numbers that are none"):
+        IndexRow.from_line(json.dumps(line))
+
+
+def csv_of(path, *rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../v/a.mp4",
+        "a/../../v/a.mp4",
+        "/etc/passwd",
+        "..\\a.mp4",
+        "C:\\a.mp4",
+        "",
+        "x" * 300,
+        "x/" * 3000 + "a.mp4",
+        "up/a.mp4",
+    ],
+)
+def test_path_tricks_in_a_table_are_a_reason(tmp_path, path):
+    (tmp_path / "v").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "v" / name).write_bytes(video())
+    (tmp_path / "v" / "up").symlink_to("/etc")
+    table = csv_of(tmp_path / "t.csv", ("path", "label"), (path, "joy"), ("b.mp4", "joy"))
+    ingest(tmp_path / "v", tmp_path / "o", annotations=table, settings=SETTINGS, jobs=1)
+    assert list(rejected(tmp_path / "o")) == [path]
+    assert [row.key for row in rows_of(tmp_path / "o")] == ["b_mp4"]
+
+
+def test_a_video_without_end_ends_at_the_time_limit_and_the_next_one_is_served(tmp_path):
+    (tmp_path / "v").mkdir()
+    save(tmp_path / "v" / "endless.mkv", pictures(3000), preset="ultrafast")
+    (tmp_path / "v" / "good.mp4").write_bytes(video())
+    settings = IngestSettings(detector="none", size=64, timeout=0.3)
+    ingest(tmp_path / "v", tmp_path / "o", settings=settings, jobs=1)
+    assert "took longer than 0.3 s" in rejected(tmp_path / "o")["endless.mkv"]
+    assert [row.key for row in rows_of(tmp_path / "o")] == ["good_mp4"]
+
+
+def test_a_size_that_changes_midway_never_passes_in_silence(tmp_path):
+    (tmp_path / "v").mkdir()
+    parts = [
+        save(tmp_path / f"{i}.ts", pictures(30, size=size)).read_bytes()
+        for i, size in enumerate([(64, 96), (128, 160)])
+    ]
+    (tmp_path / "v" / "a.ts").write_bytes(b"".join(parts))
+    (tmp_path / "v" / "b.mp4").write_bytes(video())
+    out = tmp_path / "o"
+    ingest(tmp_path / "v", out, settings=SETTINGS, jobs=1)
+    clips = [row.record for row in rows_of(out) if row.record.path == "a.ts"]
+    assert verify(out) == [] and (clips or "a.ts" in rejected(out))
+    assert sum(clip.num_frames for clip in clips) <= 60
+
+
+# --- names and text that are no Unicode ---------------------------------------------------------
+
+
+def command(*words):
+    """As a user types it: bytes that are not UTF-8 included."""
+    run = subprocess.run(
+        [sys.executable.encode(), b"-m", b"shards", *words], cwd=ROOT, capture_output=True
+    )
+    return run.returncode, run.stdout.decode("utf-8"), run.stderr.decode("utf-8", "replace")
+
+
+def test_names_that_are_not_utf8_are_written_out_and_stop_no_command(tmp_path):
+    root = os.fsencode(tmp_path)
+    os.makedirs(root + b"/v\xff/deep\xfe")
+    for name in (b"/v\xff/a\xff.mp4", b"/v\xff/a\xfe.mp4", b"/v\xff/deep\xfe/b.mp4"):
+        Path(os.fsdecode(root + name)).write_bytes(video())
+    Path(os.fsdecode(root + b"/v\xff/bad\xff.mp4")).write_text("no video")
+    out, page = root + b"/o\xff", root + b"/p\xff.html"
+    plain = (b"--detector", b"none", b"--size", b"64", b"--jobs", b"1")
+    code, said, error = command(b"ingest", root + b"/v\xff", b"--out", out, *plain)
+    assert code == 0 and "\\udcff: 3 clips" in said, error
+    folder = Path(os.fsdecode(out))
+    assert list(rejected(folder)) == ["bad\\xff.mp4"]
+    rows = rows_of(folder)
+    assert sorted(row.record.path for row in rows) == [
+        "a\\xfe.mp4",
+        "a\\xff.mp4",
+        "deep\\xfe/b.mp4",
+    ]
+    for words in ((b"verify", out), (b"stats", out), (b"preview", out, b"--out", page)):
+        code, said, error = command(*words)
+        assert code == 0 and not error, error
+    assert "a\\xff.mp4" in Path(os.fsdecode(page)).read_text()
+    ledger = Ledger(Path(os.fsdecode(root + b"/l\xff.jsonl")))
+    sha256 = Manifest.open(folder).shards[0].sha256
+    ledger.add(Failure(f"{folder}/x.tar", rows[0].key, "why", 1, sha256))
+    assert read_named([str(ledger.path)], asked="")[sha256].keys == {rows[0].key}
+    redo = (b"--out", out, b"--redo", os.fsencode(ledger.path))
+    code, said, error = command(b"ingest", root + b"/v\xff", *redo)
+    assert code == 0 and "1 clips made anew in 1 shard" in said, error
+
+
+def test_pictures_with_such_names_are_told_as_text(tmp_path):
+    import cv2
+
+    folder = tmp_path / "v" / "clip"
+    folder.mkdir(parents=True)
+    for i, rgb in enumerate(pictures(40)):
+        cv2.imwrite(str(folder / f"{i:04d}.png"), rgb)
+    broken = folder / os.fsdecode(b"\xff0007.png")
+    (folder / "0007.png").unlink()
+    broken.write_text("no picture")
+    table = csv_of(tmp_path / "t.csv", ("path", "fps", "label"), ("clip", 25, "joy"))
+    ingest(tmp_path / "v", tmp_path / "o", annotations=table, settings=SETTINGS, jobs=1)
+    (row,) = rows_of(tmp_path / "o")
+    assert "\\xff0007.png" in row.record.damaged and verify(tmp_path / "o") == []
+
+
+def test_half_a_surrogate_pair_in_a_table_is_a_reason(tmp_path):
+    (tmp_path / "v").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "v" / name).write_bytes(video())
+    rows = [("path", "votes"), ("a.mp4", '{"\\ud800": 3}'), ("b.mp4", '{"joy": 3}')]
+    table = csv_of(tmp_path / "t.csv", *rows)
+    ingest(tmp_path / "v", tmp_path / "o", annotations=table, settings=SETTINGS, jobs=1)
+    assert "no Unicode" in rejected(tmp_path / "o")["a.mp4"]
+    assert [row.record.votes for row in rows_of(tmp_path / "o")] == [{"joy": 3}]
+
+
+def test_two_names_that_are_written_alike_are_refused(tmp_path):
+    for name in (b"a\xff.mp4", b"a\\xff.mp4"):
+        (tmp_path / os.fsdecode(name)).write_bytes(video())
+    with pytest.raises(ValueError, match=r"two files in .* rename one"):
+        ingest(tmp_path, tmp_path.with_name("o"), settings=SETTINGS, jobs=1)

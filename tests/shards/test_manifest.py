@@ -1,6 +1,7 @@
 """The disk format: written and read back, strict, and every damage noticed."""
 
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -219,3 +220,12 @@ def test_the_disk_format_needs_no_torch_and_no_decoder():
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert run.stdout.strip() == "[]", run.stderr
+
+
+def test_a_manifest_travels_to_processes_as_it_is_packed_but_once(tmp_path, monkeypatch):
+    write_folder(tmp_path / "s", [2, 1])
+    manifest = Manifest.open(tmp_path / "s")
+    packed = pickle.dumps(manifest)
+    assert pickle.loads(packed) == manifest and pickle.loads(packed).index(1)[0].key == "s1_0"
+    monkeypatch.setattr("shards.manifest.fields", None)  # packing it again would fail
+    assert pickle.dumps(manifest) == packed

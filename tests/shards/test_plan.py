@@ -357,3 +357,95 @@ def test_the_advice_names_what_limits(folder, monkeypatch):
 def test_loaders_are_never_none():
     assert loaders_needed(0.001, 30.0) == 1 and loaders_needed(60, 30.0) == 3
     assert 1 <= cores() <= (os.cpu_count() or 1)
+
+
+def test_repeats_divide_what_is_decoded_and_read(folder, monkeypatch):
+    speed = Speed(clips=100, core_seconds=4.0, seconds=4.0, tried=100, troubles=())  # 25 a core
+    monkeypatch.setattr("shards.plan.rate.measure", lambda *_, **__: speed)
+    demand = Demand(gpus=2, gpus_per_node=2, clips_per_second=200, global_batch=4)
+    once, four = planned(config(folder), demand), planned(config(folder, repeats=4), demand)
+    assert once["cores"].numbers["cores_per_gpu"] == 4 * four["cores"].numbers["cores_per_gpu"]
+    rates = [found["disk"].numbers["bytes_per_second"] for found in (once, four)]
+    assert rates[0] == 4 * rates[1]
+    assert "200 views/s need 50 clips/s" in four["repeats"].found and "repeats" not in once
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """3 clips, two of them calm."""
+    where = tmp_path_factory.mktemp("plan") / "small"
+    write_folder(where, [3], name="small")
+    return where
+
+
+def test_weights_say_how_often_each_folder_is_shown_as_the_order_does(folder, small):
+    data = config(folder, small, weights=(3.0, 1.0))
+    found = planned(data, replace(EASY, global_batch=8))
+    told = found["weights"]
+    assert told.verdict == "ok" and told.numbers == {"places": [6, 2], "clips": [12, 3]}
+    assert "12 clips 1 times" in told.found and "3 clips 1.3 times an epoch" in told.found
+    assert "padding" not in found["epoch"].found
+    with open_clips(
+        data, global_batch=8, micro_batch=8, rank=0, world=1, train=True, ledger=None
+    ) as s:
+        assert found["epoch"].numbers["steps"] == s.steps_per_epoch
+        slots = s._places.order.slots(0)
+    assert [sum(slot.shard in of for slot in slots) for of in ((0, 1), (2,))] == [6, 2]
+
+
+@pytest.mark.parametrize(
+    ("weights", "verdict", "words"),
+    [
+        ((1.0,), "cannot", "1 weight for 2 folders"),
+        ((1.0, 1.0, 1.0), "cannot", "3 weights for 2 folders"),
+        ((1.0, 0.001), "cannot", "gets none of the 4 places"),
+    ],
+)
+def test_weights_that_cannot_work(folder, small, weights, verdict, words):
+    found = planned(config(folder, small, weights=weights))["weights"]
+    assert found.verdict == verdict and words in found.found and found.fix
+
+
+def test_a_folder_that_is_shown_too_often_is_a_warning(tmp_path, folder):
+    write_folder(tmp_path / "one", [1])
+    found = planned(config(folder, tmp_path / "one", weights=(1.0, 1.0)), EASY)["weights"]
+    assert found.verdict == "ok"
+    write_folder(tmp_path / "many", [30])
+    data = config(tmp_path / "many", tmp_path / "one", weights=(1.0, 1.0))
+    found = planned(data, EASY)["weights"]
+    assert found.verdict == "warning" and "16 times an epoch" in found.fix
+
+
+def test_balance_says_how_often_a_class_is_shown(tmp_path, folder, small):
+    found = planned(config(small, balance=1.0, streams=1), replace(EASY, global_batch=2, gpus=1))
+    told = found["balance"]
+    assert told.verdict == "ok" and sum(told.numbers["times"].values()) == pytest.approx(2, abs=1)
+    found = planned(config(folder, balance=1.0, split="train"))["balance"]
+    assert set(found.numbers["times"]) == {"calm", "glad"}
+    both = planned(config(folder, small, balance=1.0, weights=(1.0, 1.0)))["balance"]
+    assert str(small) in both.found, "each folder of a mixture is balanced for itself"
+    write_folder(tmp_path / "bare", [2], labels=())
+    found = planned(config(tmp_path / "bare", balance=0.5))["balance"]
+    assert found.verdict == "cannot" and "--annotations" in found.fix
+
+
+def test_a_rare_class_that_comes_too_often_is_a_warning(monkeypatch):
+    import numpy as np
+
+    from shards.plan.mixing import _balanced
+
+    classes = [np.array([0] * 99 + [-1] * 5), np.array([1])]
+    found = _balanced(classes, ("calm", "glad"), 1.0, "")
+    assert found.verdict == "warning" and "glad come 50 times" in found.fix
+    assert "5 without a label are left out" in found.found
+    assert _balanced(classes, ("calm", "glad"), 0.0, "").numbers["times"] == {"calm": 1, "glad": 1}
+
+
+def test_the_command_takes_them(folder, small, capsys):
+    more = ("--weights", "3", "1", "--balance", "0.5", "--repeats", "2", "--json")
+    asked = ("--gpus", "2", "--streams", "4", "--global-batch", "8", "--clips-per-second", "9")
+    assert main(["plan", str(folder), str(small), *more, *asked, *FAST]) == 0
+    about = {f["about"] for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert {"repeats", "weights", "balance"} <= about
+    assert main(["plan", str(folder), "--balance", "3"]) == 2
+    assert "data.balance is 3.0: use 0..1" in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""The networks that `benchmarks.recognition` compares, at the size of two cores and at full size.
+
+Owns their sizes and the one budget: every network sees the same clips for the same number of steps
+with the same optimiser. It runs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from finetune.config import FinetuneConfig
+from finetune.mixing import MixConfig
+from finetune.models.facesleuth_config import FaceSleuthConfig
+from finetune.models.hsta_config import HstaConfig
+from finetune.recipes import RECIPES
+from launch.cluster import ClusterConfig
+from launch.engine import RunConfig
+from launch.tracking import TrackingConfig
+from mira.encoder import EncoderConfig
+from shards.augment import AugmentConfig
+from shards.config import DataConfig
+
+MODELS = ("plain", "mira_exact", "mira_flashlite", "hsta", "facesleuth")
+CORES = {"plain": "sdpa", "mira_exact": "mira_exact", "mira_flashlite": "mira_flashlite"}
+"""Attention cores of the video transformers: nothing else differs between these."""
+RATE = 8e-3
+"""For 256 clips a step; the rate that trains the demo's encoder."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a comparison is."""
+
+    name: Literal["small", "full"]
+    people: int
+    clips: int
+    """Of each person."""
+    picture: int
+    """Pixels a side of the rendered videos."""
+    size: int
+    """Pixels a side of the stored crops."""
+    fps: float
+    steps: int
+
+
+SCALES = {
+    "small": Scale("small", people=25, clips=28, picture=256, size=64, fps=25, steps=500),
+    "full": Scale("full", people=100, clips=56, picture=640, size=256, fps=100, steps=6000),
+}
+
+
+def config_of(model: str, scale: Scale, *, shards: str, steps: int | None = None) -> FinetuneConfig:
+    """The complete configuration of one network."""
+    steps = scale.steps if steps is None else steps
+    return _small(model, shards, steps) if scale.name == "small" else _full(model, shards, steps)
+
+
+def _small(model: str, shards: str, steps: int) -> FinetuneConfig:
+    """About a million parameters, 64 px, one process without a GPU."""
+    encoder: EncoderConfig | HstaConfig | FaceSleuthConfig
+    if model in CORES:
+        encoder = EncoderConfig(
+            image_size=64, frames=8, dim=128, depth=4, heads=4, attention=CORES[model]
+        )
+    elif model == "hsta":
+        encoder = HstaConfig(
+            image_size=64, frames=6, dim=96, special_dim=64, heads=4, stages=2, special_patch=8
+        )
+    else:
+        encoder = FaceSleuthConfig(
+            image_size=64, dims=(32, 64, 128), depths=(1, 1, 2), heads=(2, 4, 8), window=4
+        )
+    return FinetuneConfig(
+        encoder=encoder,
+        data=DataConfig(
+            shards=(shards,),
+            balance=1.0,
+            streams=4,
+            frames=encoder.frames,
+            stride=None,
+            size=64,
+            pair=encoder.pair,
+            loader_workers=0,
+            augment=AugmentConfig(crop="resized", area=(0.8, 1.0), aspect=(0.9, 1.1), flip=0.5),
+        ),
+        mixing=MixConfig(mixup=0.0, cutmix=0.0),
+        run=RunConfig(
+            epochs=None,
+            steps=steps,
+            global_batch=32,
+            micro_batch=32,
+            base_lr=RATE,
+            min_lr=RATE / 100,
+            warmup=0.1,
+            weight_decay=0.05,
+            betas=(0.9, 0.999),
+            clip_grad=1.0,
+            precision="fp32",
+            zero_stage=1,
+            log_every=10,
+            save_every=steps,
+            eval_every=steps,
+        ),
+        cluster=ClusterConfig(workers=0),
+        tracking=TrackingConfig(experiment="recognition"),
+        layer_decay=1.0,
+    )
+
+
+def _full(model: str, shards: str, steps: int) -> FinetuneConfig:
+    """The published recipes at 224 px on one GPU a fold, with one length and one sampling."""
+    config = RECIPES["vit_s" if model in CORES else model]()
+    if model in CORES:
+        config = replace(config, encoder=replace(config.encoder, attention=CORES[model]))
+    return replace(
+        config,
+        data=replace(config.data, shards=(shards,), balance=1.0, stride=None, streams=32),
+        mixing=MixConfig(mixup=0.0, cutmix=0.0),
+        run=replace(
+            config.run, epochs=None, steps=steps, global_batch=32, micro_batch=32, save_every=1000
+        ),
+        cluster=ClusterConfig(workers=0, gpus_per_worker=1, cpus_per_worker=12),
+        tracking=TrackingConfig(experiment="recognition"),
+    )

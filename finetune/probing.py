@@ -1,0 +1,259 @@
+"""Frozen evaluation of an encoder: features of every clip, nearest neighbours and a linear layer.
+
+Owns the command, which clips are read, and what is written: `features.parquet`, `metrics.json`, a
+confusion matrix a probe, and the run in MLflow. The loop is `launch/engine.py`, the network
+`networks.py`, the table `features.py`, the probes `probes.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from finetune.features import FeatureMeter, Features, FeatureTask, joined
+from finetune.inputs import carrying
+from finetune.models.configs import privileged
+from finetune.networks import Frozen, Sizes, open_network
+from finetune.outputs import Outputs
+from finetune.pictures import confusion_matrix_picture
+from finetune.probes import probe
+from launch.cluster import ClusterConfig, WorkerContext
+from launch.config import absolute_paths, from_dict
+from launch.engine import evaluate
+from launch.job import attached, command, drive, write_json
+from launch.registry import fetch
+from launch.store import store_uri
+from launch.task import Tracker
+from launch.tracking import TrackingConfig
+from launch.zero import Precision
+from shards.augment import ViewConfig
+from shards.cache import DEFAULT_GB
+from shards.ledger import Ledger
+from shards.reader import Collection
+from shards.stream import ClipStream, DataConfig, TooManyFailures, open_clips, open_collection
+from shards.workers import WorkerDied
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Which encoder is probed on which clips."""
+
+    model: str = ""
+    """Folder that pretraining or fine-tuning wrote, `models:/NAME@ALIAS`, `runs:/RUN/PATH`, or a
+    public checkpoint (VideoMAE, MARLIN, Hugging Face)."""
+    random: bool = False
+    """Fresh weights in the place of the model's: the control that says what they are worth."""
+    shards: tuple[str, ...] = ()
+    """Shard folders: paths, or URLs."""
+    splits: str | None = None
+    """A CSV file `dataset,key,split` in the place of the splits stored in the shards."""
+    train_split: str | None = "train"
+    """The labelled clips that the probes learn from; None writes features and nothing else."""
+    split: str | None = "test"
+    """The clips that they are measured on; None, with train_split None, takes every clip."""
+    sizes: Sizes = field(default_factory=Sizes)
+    stride: int | None = None
+    """Video frames from one frame of a clip to the next; None spreads them over the video."""
+    views: ViewConfig = field(default_factory=ViewConfig)
+    """Features are averaged over views."""
+    neighbours: tuple[int, ...] = (1, 3, 5)
+    """How many of them vote."""
+    seed: int = 0
+    """Which subjects choose the linear probe's regularisation, and of random weights."""
+    precision: Precision = "fp32"
+    """Of the network's matrix products."""
+    batch: int = 8
+    """Clips a worker computes at once."""
+    loader_workers: int = 2
+    """Processes that decode, of each worker; 0 decodes in the worker itself."""
+    max_failed_share: float = 0.01
+    """It stops when more than this share of a split's clips cannot be read."""
+    cache: str | None = None
+    """Local folder for shards from a URL; None is ~/.cache/mira-video/shards."""
+    cache_gb: float = DEFAULT_GB
+    """Size it never exceeds."""
+    cluster: ClusterConfig = field(
+        default_factory=lambda: ClusterConfig(workers=0, output="runs/probe")
+    )
+    tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(experiment="probe"))
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}: use 1 or more")
+        if not self.neighbours or min(self.neighbours) < 1:
+            raise ValueError(f"neighbours is {self.neighbours}: use one or more positive numbers")
+        if self.train_split is not None and self.split in (None, self.train_split):
+            raise ValueError(
+                f"split is {self.split} and train_split {self.train_split!r}: measure on other "
+                "clips than the probes learn from, or set train_split to None for features alone"
+            )
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line of `launch/probe.py`."""
+    about = "Probe a frozen encoder: features, nearest neighbours, a linear layer."
+    config = tyro.cli(ProbeConfig, prog="launch/probe.py", description=about, args=list(argv))
+    return command(lambda: run(config), told=(TooManyFailures, WorkerDied))
+
+
+def run(config: ProbeConfig) -> dict[str, Any]:
+    """Fetch the model, probe it, print the figures; returns the summary."""
+    config = absolute_paths(config, "shards", "splits", "cache", "cluster.output")
+    if not config.model:
+        raise ValueError("model is empty: name one with --model FOLDER or models:/NAME@ALIAS")
+    if not config.shards:
+        raise ValueError("shards is empty: name shard folders with --shards DIR …")
+    inputs: dict[str, Any] = {}
+    for split in splits_of(config):
+        collection = open_collection(data_of(config, split, streams=1))
+        inputs |= collection.inputs
+        if split == config.train_split is not None:
+            check_labelled(collection, config)
+    output = Path(config.cluster.output)
+    uri = store_uri(config.tracking.uri, str(output))
+    local = fetch(config.model, uri=uri, into=output / ".fetched").absolute()
+    open_network(local, config.sizes, random=0 if config.random else None)  # errors are told here
+    inputs["model"] = local / "model.safetensors" if local.is_dir() else local
+    config = replace(config, model=str(local))
+    result = drive(measure, config, seed=config.seed, inputs=inputs, publish=lambda *_: {})
+    tell(result, output)
+    return result
+
+
+def check_labelled(collection: Collection, config: ProbeConfig) -> None:
+    """ValueError, before hours of reading, where the probes would have too little to learn from."""
+    classes = np.concatenate(collection.classes)
+    known = classes[classes >= 0]
+    needed = max(2, *config.neighbours)
+    if len(known) < needed or len(np.unique(known)) < 2:
+        raise ValueError(
+            f"split {config.train_split!r} has {len(known)} labelled clips of "
+            f"{len(np.unique(known))} classes: the probes need {needed} of two; name another "
+            "--train_split, fewer --neighbours, or --train_split None for features alone"
+        )
+
+
+def tell(result: dict[str, Any], output: Path) -> None:
+    """Print what was found."""
+    for split, found in result["read"].items():
+        print(f"{split}: features of {found['clips']:.0f} clips ({found['coverage']:.1%} read)")
+    for name, found in result["probes"].items():
+        print(
+            f"{name}: accuracy {found['war']:.1%}, mean recall {found['uar']:.1%}, "
+            f"F1 {found['f1']:.3f} on {found['clips']:.0f} clips"
+        )
+    if result["probes"]:
+        print(
+            f"chance {1 / len(result['labels']):.1%}; always the commonest "
+            f"{result['commonest']:.1%} accuracy"
+        )
+    if result.get("shared_subjects"):
+        print(f"warning: {result['shared_subjects']} subjects are in both splits")
+    print(output)
+
+
+def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """One worker: features of its clips; rank 0 probes them and writes what was found."""
+    config = from_dict(ProbeConfig, payload["config"])
+    network = open_network(
+        config.model, config.sizes, random=config.seed if config.random else None
+    )
+    task = FeatureTask(network).to(context.device)
+    output = Path(config.cluster.output)
+    ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
+    tables: dict[str, Features] = {}
+    read: dict[str, dict[str, float]] = {}
+    labels: tuple[str, ...] = ()
+    for split in splits_of(config):
+        with open_split(config, network, split, context, ledger) as stream:
+            labels = stream.labels
+            meter = FeatureMeter(stream, split=split)
+            name = split or "all"
+            read[name] = evaluate(task, stream, meter, context=context, precision=config.precision)
+            if meter.table is not None:
+                tables[name] = meter.table
+    stamp = {"labels": list(labels), "privileged": privileged(network.config)}
+    result: dict[str, Any] = {**stamp, "read": read, "probes": {}}
+    with attached(payload, context, files=[ledger.path]) as tracker:
+        if context.rank == 0:
+            joined(list(tables.values())).write(output / "features.parquet")
+            if config.train_split is not None:
+                train, test = tables[config.train_split], tables[str(config.split)]
+                result |= probe(
+                    train,
+                    test,
+                    labels,
+                    neighbours=config.neighbours,
+                    seed=config.seed,
+                    device=context.device,
+                )
+            record(config, result, output, tracker)
+    return result
+
+
+def open_split(
+    config: ProbeConfig,
+    network: Frozen,
+    split: str | None,
+    context: WorkerContext,
+    ledger: Ledger,
+) -> ClipStream:
+    """Each clip of a split once, as the network takes it."""
+    return open_clips(
+        data_of(config, split, network=network, streams=context.world),
+        global_batch=config.batch * context.world,
+        micro_batch=config.batch,
+        rank=context.rank,
+        world=context.world,
+        train=False,
+        ledger=ledger,
+    )
+
+
+def data_of(
+    config: ProbeConfig, split: str | None, *, streams: int, network: Frozen | None = None
+) -> DataConfig:
+    """The clips of a split, with what the network takes beside them."""
+    data = DataConfig(
+        shards=config.shards,
+        split=split,
+        splits=config.splits,
+        streams=streams,
+        stride=config.stride,
+        loader_workers=config.loader_workers,
+        max_failed_share=config.max_failed_share,
+        cache=config.cache,
+        cache_gb=config.cache_gb,
+        views=config.views,
+    )
+    if network is None:
+        return data
+    own = network.config
+    data = replace(data, pair=own.pair, frames=own.frames, size=own.image_size)
+    return carrying(data, own, Outputs())
+
+
+def splits_of(config: ProbeConfig) -> list[str | None]:
+    """The splits that are read."""
+    wanted = [config.split]
+    return wanted if config.train_split is None else [config.train_split, *wanted]
+
+
+def record(config: ProbeConfig, result: dict[str, Any], output: Path, tracker: Tracker) -> None:
+    """Everything to its file, and figures and pictures to MLflow."""
+    write_json(output / "metrics.json", result)
+    for split, found in result["read"].items():
+        tracker.log({f"{split}/{name}": value for name, value in found.items()}, 0)
+    for which, found in result["probes"].items():
+        numbers = {k: v for k, v in found.items() if isinstance(v, float)}
+        tracker.log({f"{which}/{name}": value for name, value in numbers.items()}, 0)
+        image = confusion_matrix_picture(torch.tensor(found["confusion"]), result["labels"])
+        tracker.figure(f"confusion_{which}", image, 0)
+    for name in ("features.parquet", "metrics.json"):
+        tracker.log_file(str(output / name), "")

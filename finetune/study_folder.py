@@ -1,0 +1,136 @@
+"""The folder of a study: its split files, what study it is, and its folds as jobs.
+
+Owns when two commands are the same study, and the recipe of one fold. Refuses to run anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from finetune.config import FinetuneConfig
+from finetune.folds import Fold, Protocol, write_split
+from finetune.study_config import StudyConfig
+from finetune.study_fold import finished
+from launch.config import to_dict
+from launch.job import write_json
+from launch.parallel import Job
+from launch.tracking import RunHandle
+
+NO_MATTER = ("cluster", "tracking", "out", "retries", "at_once", "accept_code", "init", "cache")
+NO_MATTER += ("shards", "loader_workers", "prefetch", "cache_gb", "retry_seconds")
+"""Fields that change no result: what is read is known by its hashes."""
+
+
+def write_splits(made: Protocol, out: Path) -> dict[str, str]:
+    """The split file of every fold; their SHA-256 by fold."""
+    hashes = {}
+    for fold in made.folds:
+        file = split_file(out, fold)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        hashes[fold.name] = write_split(fold, file, mapped=made.mapped)
+    return hashes
+
+
+def split_file(out: Path, fold: Fold) -> Path:
+    """Where a fold's split file lies."""
+    return out / "folds" / fold.name / "split.csv"
+
+
+def check_same(
+    config: StudyConfig, out: Path, splits: Mapping[str, str], origin: Mapping[str, str]
+) -> None:
+    """Refuse a folder that holds another study; else write down what this one is."""
+    now = {
+        "config": _flat(to_dict(config)),
+        "splits": dict(splits),
+        "inputs": {k: v for k, v in origin.items() if k.startswith("input.") and "sha" in k},
+        "code": origin["source.sha256"],
+    }
+    file = out / "study.json"
+    if file.is_file():
+        before = json.loads(file.read_text())
+        if found := _difference(before, now):
+            raise ValueError(
+                f"{out} holds a study with {found}; use another --out for this one, or give its "
+                "command again"
+            )
+        if before["code"] != now["code"] and not config.accept_code:
+            raise ValueError(
+                f"{out} holds folds of another version of the code; use another --out, or "
+                "--accept_code, which keeps them and says so"
+            )
+    write_json(file, now)
+
+
+def jobs_of(
+    config: StudyConfig,
+    made: Protocol,
+    splits: Mapping[str, str],
+    handle: RunHandle,
+    origin: Mapping[str, str],
+) -> list[Job]:
+    """A job for every fold; of those that are finished with their result."""
+    jobs = []
+    for number, fold in enumerate(made.folds):
+        folder = split_file(Path(config.out), fold).parent
+        shift = number if config.vary_seed else 0
+        payload = {
+            "config": to_dict(fold_config(config, fold, handle, seed_shift=shift)),
+            "folder": str(folder),
+            "protocol": made.name,
+            "fold": fold.name,
+            "splits": splits[fold.name],
+            "code": origin["source.sha256"],
+        }
+        result = finished(folder)
+        jobs.append(Job(fold.name, payload, "done" if result else "waiting", result=result))
+    return jobs
+
+
+def fold_config(
+    config: StudyConfig, fold: Fold, handle: RunHandle, *, seed_shift: int = 0
+) -> FinetuneConfig:
+    """The recipe for one fold: an ordinary fine-tuning with a split file."""
+    theirs, file = config.finetune, split_file(Path(config.out), fold)
+    picked_on = "test" if config.select_on_test else "val" if fold.validation else None
+    return replace(
+        theirs,
+        data=replace(
+            theirs.data, splits=str(file), split="train", seed=theirs.data.seed + seed_shift
+        ),
+        run=replace(theirs.run, seed=theirs.run.seed + seed_shift),
+        cluster=replace(theirs.cluster, output=str(file.parent / "run")),
+        tracking=replace(
+            theirs.tracking,
+            uri=handle.uri,
+            run_name=f"{Path(config.out).name} {fold.name}",
+            register=None,
+            parent=handle.run_id,
+        ),
+        validation_split=picked_on,
+    )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings that matter, by dotted name."""
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value}
+    found = {}
+    for name, inner in value.items():
+        if name not in NO_MATTER:
+            found |= _flat(inner, f"{prefix}{name}.")
+    return found
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs besides the code, in words; "" if nothing does."""
+    for name, value in now["config"].items():
+        if before["config"].get(name) != value:
+            return f"{name} {before['config'].get(name)!r}, this one has {value!r}"
+    if before["inputs"] != now["inputs"]:
+        return "other shards or initial weights"
+    return "" if before["splits"] == now["splits"] else "other folds"

@@ -1,0 +1,172 @@
+"""What a study found, as `results.json`, `results.md`, `results.html` and a confusion matrix.
+
+Owns reading the folds' answers and the stamp of what is pooled. Figures are `pooled.py`, what the
+pages say of them `study_sections.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.cohort import Group
+from finetune.folds import Fold, Protocol
+from finetune.pictures import confusion_matrix_picture, png
+from finetune.pooled import Answer, by_fold, by_subject, mean_over_folds, pool
+from finetune.study_page import markdown, page
+from finetune.study_sections import sections, words
+from launch.job import write_json
+
+UNITS: tuple[Group, ...] = ("subject", "source", "clip")
+OWN_WAY = ("folds", "kfold", "lodo")
+"""Protocols whose mean over folds is usual; that of LOSO means nothing."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that the report reads."""
+
+    made: Protocol
+    folds: Sequence[Mapping[str, Any]]
+    """The result of each fold, in their order; see `study_fold.run_fold`."""
+    splits: Mapping[str, str]
+    origin: Mapping[str, str]
+    out: Path
+
+
+def report(study: Study) -> dict[str, Any]:
+    """Write the pages; returns what `results.json` holds.
+
+    Raises ValueError where a fold's answers do not fit its split.
+    """
+    results = results_of(study)
+    write_json(study.out / "results.json", results)
+    first = results["pooled"][0]
+    picture = png(confusion_matrix_picture(np.array(first["confusion"]), first["labels"]))
+    (study.out / "confusion.png").write_bytes(picture)
+    title, parts = f"{study.out.name}: {study.made.name}", sections(results)
+    (study.out / "results.md").write_text(markdown(title, parts), encoding="utf-8")
+    (study.out / "results.html").write_text(
+        page(title, parts, picture, words(first["stamp"])), encoding="utf-8"
+    )
+    return results
+
+
+def results_of(study: Study) -> dict[str, Any]:
+    """Pooled figures of every selection rule, the first being the one that picked the models; each
+    fold's; errors by subject; the protocol and the origin."""
+    unit = _unit(study.made)
+    pooled, rows, subjects = [], [], []
+    for at in range(max(len(fold["results"]) for fold in study.folds)):
+        answers, labels = answers_of(study, at, unit)
+        stamps = [_result(fold, at)["stamp"] for fold in study.folds]
+        one = pool(answers, labels, seed=stamps[0]["seed"])
+        folds = by_fold(answers, labels)
+        stamp = _stamp_of_all(stamps, study.splits)
+        mean = mean_over_folds(folds) if study.made.name in OWN_WAY else None
+        pooled.append({"stamp": stamp, **one, "by": unit, "mean_over_folds": mean})
+        rows += [{**row, "stamp": own} for row, own in zip(folds, stamps, strict=True)]
+        subjects = subjects or by_subject(answers)
+    return {
+        "protocol": _protocol(study.made),
+        "pooled": pooled,
+        "folds": rows,
+        "subjects": subjects,
+        "origin": dict(study.origin),
+    }
+
+
+def answers_of(study: Study, at: int, unit: Group) -> tuple[list[Answer], list[str]]:
+    """The answers to every test clip under the `at`-th selection rule, and the classes in order."""
+    answers: list[Answer] = []
+    labels: list[str] = []
+    for fold, result in zip(study.made.folds, study.folds, strict=True):
+        name = f"test-{_result(result, at)['predictor']}"
+        file = study.out / "folds" / fold.name / name / "predictions.csv"
+        found, classes = _read(file)
+        if labels and classes != labels:
+            raise ValueError(f"{file} has the classes {classes}, other folds have {labels}")
+        labels = classes
+        answers += _answers(fold, found, unit, file)
+    return answers, labels
+
+
+def _result(fold: Mapping[str, Any], at: int) -> Mapping[str, Any]:
+    """Of the `at`-th selection rule; a fold that had no validation has the last step alone."""
+    return fold["results"][min(at, len(fold["results"]) - 1)]
+
+
+def _unit(made: Protocol) -> Group:
+    """What the bootstrap draws whole: the first that all clips name."""
+    return next(unit for unit in UNITS if all(clip.group(unit) for clip in made.clips))
+
+
+def _read(file: Path) -> tuple[dict[str, tuple[str, str]], list[str]]:
+    """Key → label and prediction; the classes."""
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = csv.DictReader(lines)
+        names = list(rows.fieldnames or [])
+        found = {row["key"]: (row["label"], row["prediction"]) for row in rows}
+    return found, names[names.index("prediction") + 1 :]
+
+
+def _answers(
+    fold: Fold, found: Mapping[str, tuple[str, str]], unit: Group, file: Path
+) -> list[Answer]:
+    """One for every test clip of the fold."""
+    if strange := set(found) - {clip.key for clip in fold.test}:
+        raise ValueError(
+            f"{file} answers {sorted(strange)[0]}, which fold {fold.name} does not test"
+        )
+    answers = []
+    for clip in fold.test:
+        truth, prediction = found.get(clip.key, (clip.label, None))
+        if truth != clip.label:
+            raise ValueError(
+                f"{file} has label {truth!r} of {clip.name}, the shards {clip.label!r}"
+            )
+        subject = (
+            None if clip.subject is None else "/".join(filter(None, clip.group("subject") or ()))
+        )
+        group = json.dumps(clip.group(unit))
+        answers.append(Answer(fold.name, clip.name, clip.label or "", prediction, group, subject))
+    return answers
+
+
+def _stamp_of_all(stamps: Sequence[Mapping[str, Any]], splits: Mapping[str, str]) -> dict[str, Any]:
+    """The stamp of what is pooled; where folds differ it names all that occurs."""
+    known = {name: sorted({json.dumps(s[name]) for s in stamps}) for name in stamps[0]}
+    rules = sorted({stamp["selection"] for stamp in stamps})
+    text = "".join(f"{name} {digest}\n" for name, digest in sorted(splits.items()))
+    return {
+        "protocol": stamps[0]["protocol"],
+        "fold": "all",
+        "selection": " and ".join(rules),
+        "privileged": sorted({given for stamp in stamps for given in stamp["privileged"]}),
+        "seed": stamps[0]["seed"],
+        "code": " and ".join(json.loads(code) for code in known["code"]),
+        "splits": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def _protocol(made: Protocol) -> dict[str, Any]:
+    clips = made.clips
+    return {
+        "name": made.name,
+        "folds": len(made.folds),
+        "clips": len(clips),
+        "subjects": len({clip.group("subject") for clip in clips} - {None}),
+        "datasets": sorted({clip.dataset for clip in clips}),
+        "labels": list(made.labels),
+        "apart": made.apart,
+        "each_once": made.each_once,
+        "validation_by": sorted({fold.validation_by for fold in made.folds} - {""}),
+        "notes": list(made.notes),
+    }

@@ -1,0 +1,79 @@
+"""The samples that a configuration names: folders opened, shards counted, splits looked up.
+
+Owns what is refused before anything is read: no sample of a split, shards that are lost, clips that
+a split file names and nobody has. Refuses to know order, decoding and batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shards.config import DataConfig
+from shards.index import ShardLost
+from shards.ledger import read_skip
+from shards.manifest import Manifest
+from shards.place import locate
+from shards.reader import Collection
+from shards.splitfile import SplitFile, read_split_file, shown
+from shards.wording import count, few
+
+
+def open_collection(data: DataConfig) -> Collection:
+    """The samples that a config names, every shard's presence and size checked."""
+    if not data.shards:
+        raise ValueError("data.shards is empty: name shard folders with --data.shards DIR …")
+    manifests = [Manifest.open(locate(folder, data.source)) for folder in data.shards]
+    lost: dict[int, ShardLost] = {}
+    first = 0
+    for manifest in manifests:
+        lost |= {first + i: error for i, error in manifest.lost_files().items()}
+        first += len(manifest.shards)
+    check_lost(data, list(lost.values()))
+    chosen = None if data.splits is None else read_split_file(data.splits, data.source)
+    _check_split(data, manifests, chosen)
+    wanted = data.split
+    if chosen is None and _samples(manifests, wanted) == _samples(manifests, None):
+        wanted = None  # spares reading the indexes
+    skip = read_skip(data.skip, data.source)
+    collection = Collection(manifests, split=wanted, chosen=chosen, lost=lost, skip=skip)
+    check_lost(data, list(collection.lost.values()))
+    _check_absent(data, collection)
+    return collection
+
+
+def _samples(manifests: Sequence[Manifest], split: str | None) -> int:
+    return sum(m.samples if split is None else m.splits.get(split, 0) for m in manifests)
+
+
+def _check_split(data: DataConfig, manifests: Sequence[Manifest], chosen: SplitFile | None) -> None:
+    """ValueError where nothing is of the wanted split."""
+    if chosen is not None:
+        found, known, where = chosen.count(data.split), list(chosen.counts), data.splits
+    else:
+        found, where = _samples(manifests, data.split), ", ".join(data.shards)
+        known = [split for m in manifests for split in m.splits]
+    if found == 0:
+        raise ValueError(
+            f"data.split is {data.split!r}, but {where} {'has' if chosen else 'have'} no sample of "
+            f"it; splits there: {', '.join(sorted(set(known))) or 'none'}"
+        )
+
+
+def _check_absent(data: DataConfig, collection: Collection) -> None:
+    """ValueError where the split file names clips that are not there."""
+    if collection.absent and not data.allow_missing:
+        names = few([shown(name) for name in collection.absent])
+        raise ValueError(
+            f"data.splits: {data.splits} names {count(len(collection.absent), 'clip')} that "
+            f"{', '.join(data.shards)} do not have: {names}. Add the folders that have them, or "
+            "write the file for these; data.allow_missing lets them be missing"
+        )
+
+
+def check_lost(data: DataConfig, lost: list[ShardLost]) -> None:
+    """ShardLost, of the first, where more shards are lost than allowed."""
+    if len(lost) > data.allow_missing:
+        raise ShardLost(
+            f"{lost[0]}. Lost are {len(lost)}, allowed {data.allow_missing}: "
+            f"--data.allow_missing {len(lost)} goes on without"
+        )
