@@ -26,13 +26,14 @@ import torch
 
 from benchmarks.recognition_models import MODELS, SCALES, Scale, config_of
 from benchmarks.rows import append, processor
-from finetune import study, temporal
 from finetune.bootstrap import Interval, mean_interval, paired_differences
 from finetune.models import build
-from finetune.pooled import Answer, pool
+from finetune.probes import temporal
+from finetune.probes.temporal import TemporalConfig
 from finetune.protocols import ProtocolConfig
-from finetune.study_config import StudyConfig
-from finetune.temporal import TemporalConfig
+from finetune.study import driver
+from finetune.study.config import StudyConfig
+from finetune.study.pooled import Answer, pool
 from launch.cluster import ClusterConfig
 from launch.tracking import TrackingConfig
 from shards.manifest import Manifest
@@ -111,7 +112,7 @@ def train(model: str, scale: Scale, out: Path, shards: Path, *, steps: int | Non
         vary_seed=True,
         accept_code=True,
     )
-    study.run(config)
+    driver.run(config)
     return [json.loads((fold / "result.json").read_text()) for fold in _folds(out)]
 
 

@@ -2,7 +2,7 @@
 
 Owns official folds, a stored split, k-fold, leave one subject out (LOSO), leave one data set out
 (LODO) and the composite of MEGC 2019. Refuses to know how a fold is trained; that its parts are
-disjoint is proved in `folds.py`.
+disjoint is proved in `study/folds.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune.cohort import (
+from finetune.study.cohort import (
     COMPOSITE,
     THREE_CLASSES,
     Clip,
@@ -22,8 +22,8 @@ from finetune.cohort import (
     renamed,
     three_classes,
 )
-from finetune.dealing import deal, hold_out
-from finetune.folds import PARTS, Fold, Name, Protocol, Refused, proves
+from finetune.study.dealing import deal, hold_out
+from finetune.study.folds import PARTS, Fold, Name, Protocol, Refused, proves
 from shards.wording import count, few
 
 UNITS: tuple[Group, ...] = ("subject", "source", "clip")

@@ -7,7 +7,7 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(_HERE.parent), *(p for p in sys.path if p and Path(p).resolve() != _HERE)]
 
-from finetune.probing import main
+from finetune.probes.driver import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.cohort import Clip, read_clips
+from finetune.study.cohort import Clip, read_clips
 from shards.__main__ import main
 from shards.manifest import Manifest
 from tests.shards.layouts import casme2, dfew, samm, save_pictures, save_video, workbook

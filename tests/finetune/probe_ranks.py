@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from finetune.features import FeatureMeter, FeatureTask
-from finetune.networks import Sizes, open_network
-from finetune.probing import ProbeConfig, open_split
+from finetune.probes.driver import ProbeConfig, open_split
+from finetune.probes.features import FeatureMeter, FeatureTask
+from finetune.probes.networks import Sizes, open_network
 from launch.cluster import WorkerContext
 from launch.engine import evaluate
 from shards.ledger import Ledger

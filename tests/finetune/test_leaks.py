@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cohort import Clip, read_clips
-from finetune.folds import Refused
-from finetune.leaks import (
+from finetune.protocols import ProtocolConfig, build
+from finetune.study.cohort import Clip, read_clips
+from finetune.study.folds import Refused
+from finetune.study.leaks import (
     check_duplicates,
     check_names,
     duplicates,
@@ -16,7 +17,6 @@ from finetune.leaks import (
     without_duplicates,
     words,
 )
-from finetune.protocols import ProtocolConfig, build
 from shards.index import index_shard
 from shards.manifest import Manifest, write_manifest
 from tests.finetune.miniatures import MINIATURES, ingest

@@ -10,7 +10,7 @@ import torch
 from sklearn import metrics as sklearn_metrics
 
 from finetune.metrics import ClassificationMeter
-from finetune.pooled import Answer, by_fold, by_subject, intervals, mean_over_folds, pool
+from finetune.study.pooled import Answer, by_fold, by_subject, intervals, mean_over_folds, pool
 from tests.finetune.test_metrics import slots
 
 LABELS = ("anger", "joy", "fear", "calm")

@@ -14,16 +14,16 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import multiprocessing
 
-from finetune import frozen, probing
-from finetune.features import Features, FeatureTask, joined
-from finetune.frozen import Standard, choose_penalty, fit_linear, held_out, nearest
 from finetune.models import Classifier, build
 from finetune.models.facesleuth_config import FaceSleuthConfig
-from finetune.networks import MeanToken, Sizes, open_network
 from finetune.outputs import Outputs
 from finetune.predictor_config import PredictorConfig, save_predictor
-from finetune.probes import probe
-from finetune.probing import ProbeConfig
+from finetune.probes import driver, frozen
+from finetune.probes.driver import ProbeConfig
+from finetune.probes.features import Features, FeatureTask, joined
+from finetune.probes.figures import probe
+from finetune.probes.frozen import Standard, choose_penalty, fit_linear, held_out, nearest
+from finetune.probes.networks import MeanToken, Sizes, open_network
 from launch.cluster import ClusterConfig
 from launch.record import create_run
 from launch.registry import register_encoder
@@ -335,7 +335,7 @@ def probed(place: Path, output: Path, **changes) -> ProbeConfig:
 
 @pytest.fixture(scope="module")
 def result(place):
-    return probing.run(probed(place, place / "out"))
+    return driver.run(probed(place, place / "out"))
 
 
 def test_the_command_writes_features_figures_and_a_run(result, place):
@@ -387,7 +387,7 @@ def test_features_are_the_mean_over_a_clips_views():
 
 def test_features_alone_are_written_of_every_clip(place, tmp_path):
     config = probed(place, tmp_path / "out", train_split=None, split=None)
-    found = probing.run(replace(config, views=ViewConfig(temporal=2), stride=1))
+    found = driver.run(replace(config, views=ViewConfig(temporal=2), stride=1))
     assert found["probes"] == {} and found["read"]["all"]["clips"] == 12
     made = Features.read(tmp_path / "out/features.parquet")
     assert (len(made), made.splits.count("train"), made.splits.count("test")) == (12, 8, 4)
@@ -414,7 +414,7 @@ def test_people_in_both_splits_are_told(place, capsys):
     train, test = table(), table()
     found = probe(train, test, ("calm", "glad"), **SETTINGS | {"neighbours": (1,)})
     assert found["shared_subjects"] == 4
-    probing.tell({"labels": ["calm", "glad"], "read": {}, **found}, place)
+    driver.tell({"labels": ["calm", "glad"], "read": {}, **found}, place)
     assert "4 subjects are in both splits" in capsys.readouterr().out
 
 
@@ -424,7 +424,7 @@ def test_a_split_file_takes_the_place_of_the_stored_splits(place, tmp_path):
     ]
     (tmp_path / "fold.csv").write_text("\n".join(lines) + "\n")
     config = probed(place, tmp_path / "out", splits=str(tmp_path / "fold.csv"), neighbours=(1,))
-    found = probing.run(replace(config, train_split="fit", split="val"))
+    found = driver.run(replace(config, train_split="fit", split="val"))
     assert (found["train_clips"], found["test_clips"]) == (6, 4)
     made = Features.read(tmp_path / "out/features.parquet")
     assert made.splits.count("fit") == 6 and made.splits.count("val") == 4
@@ -435,8 +435,8 @@ def test_a_clip_that_cannot_be_read_has_no_row_and_is_told(place, tmp_path):
     spoil(tmp_path / "shards", "clip9")
     config = probed(place, tmp_path / "out", shards=(str(tmp_path / "shards"),), neighbours=(1,))
     with pytest.raises(TooManyFailures, match="1 of 4 samples"):
-        probing.run(config)
-    found = probing.run(replace(config, max_failed_share=0.5))
+        driver.run(config)
+    found = driver.run(replace(config, max_failed_share=0.5))
     assert found["read"]["test"] == {"clips": 3.0, "unread": 1.0, "coverage": 0.75}
     assert "clip9" not in Features.read(tmp_path / "out/features.parquet").keys
     assert {line["key"] for line in ledger(tmp_path / "out")} == {"clip9"}
@@ -445,12 +445,12 @@ def test_a_clip_that_cannot_be_read_has_no_row_and_is_told(place, tmp_path):
 def test_too_few_labelled_clips_are_told_before_any_is_read(place, tmp_path):
     config = probed(place, tmp_path / "out", neighbours=(1, 9))
     with pytest.raises(ValueError, match="has 8 labelled clips of 2 classes: the probes need 9"):
-        probing.run(config)
+        driver.run(config)
     lines = "".join(f"rendered,clip{i},{'a' if i % 2 else 'b'}\n" for i in range(12))
     (tmp_path / "one.csv").write_text("dataset,key,split\n" + lines)
     config = replace(config, neighbours=(1,), splits=str(tmp_path / "one.csv"))
     with pytest.raises(ValueError, match="has 6 labelled clips of 1 classes"):
-        probing.run(replace(config, train_split="a", split="b"))
+        driver.run(replace(config, train_split="a", split="b"))
     assert not (tmp_path / "out/features.parquet").exists()
 
 
@@ -490,9 +490,9 @@ def test_a_registered_encoder_is_found_by_its_alias(place, tmp_path, capsys):
         *("--tracking.uri", tracking.uri, "--cluster.output", str(tmp_path / "out")),
         *("--loader_workers", "0", "--train_split", "None"),
     ]
-    assert probing.main(line) == 0, capsys.readouterr().err
+    assert driver.main(line) == 0, capsys.readouterr().err
     found = Features.read(tmp_path / "out/features.parquet")
     network = open_network(place / "encoder", Sizes())
     assert found.values.shape == (4, network.config.dim)
-    assert probing.main([*line, "--model", "models:/tiny@nobody"]) == 1
+    assert driver.main([*line, "--model", "models:/tiny@nobody"]) == 1
     assert "has no alias @nobody" in capsys.readouterr().err

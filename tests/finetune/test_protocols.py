@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from finetune.cohort import Clip, composite_differences, renamed
-from finetune.dealing import deal, hold_out
-from finetune.folds import Fold, Protocol, Refused, proves, write_split
 from finetune.protocols import ProtocolConfig, build
+from finetune.study.cohort import Clip, composite_differences, renamed
+from finetune.study.dealing import deal, hold_out
+from finetune.study.folds import Fold, Protocol, Refused, proves, write_split
 from shards.datasets import TABLE
 from shards.splitfile import read_split_file
 from tests.finetune.miniatures import MINIATURES, ingest

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from finetune import job as finetuning_job
-from finetune import study, study_table
-from finetune.folds import Refused
 from finetune.protocols import ProtocolConfig
-from finetune.study_config import StudyConfig
-from finetune.study_fold import Stamp, alone, finished, rule_of
-from finetune.study_folder import fold_config
-from finetune.study_page import Section, markdown, page
+from finetune.study import driver, table
+from finetune.study.config import StudyConfig
+from finetune.study.fold import Stamp, alone, finished, rule_of
+from finetune.study.folder import fold_config
+from finetune.study.folds import Refused
+from finetune.study.page import Section, markdown, page
 from launch.parallel import Job
 from launch.provenance import provenance
 from launch.tracking import RunHandle, connect
@@ -82,8 +82,8 @@ def here(*, failing: str | None = None):
                 watch(jobs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "run_all", run_all)
-        patch.setattr(study, "provenance", lambda **of: provenance(**of) | CODE)
+        patch.setattr(driver, "run_all", run_all)
+        patch.setattr(driver, "provenance", lambda **of: provenance(**of) | CODE)
         yield ran
 
 
@@ -92,7 +92,7 @@ def done(place, uri):
     """A finished study of three people."""
     config = config_of(place / "shards", place / "done", uri)
     with here() as ran:
-        results = study.run(config)
+        results = driver.run(config)
     assert ran == ["p0", "p1", "p2"]
     return config, results
 
@@ -183,21 +183,21 @@ def test_folds_are_child_runs_and_the_pages_are_the_parents(done, uri):
 def test_a_finished_study_runs_nothing_again_and_says_the_same(done, tmp_path):
     config = copy_of(done, tmp_path)
     with here() as ran:
-        again = study.run(config)
+        again = driver.run(config)
     assert ran == [] and again["pooled"] == done[1]["pooled"] and again["folds"] == done[1]["folds"]
 
 
 def test_a_failed_fold_leaves_the_others_and_the_same_command_goes_on(place, uri, tmp_path):
     config = config_of(place / "shards", tmp_path / "out", uri, run={"eval_every": 0, "steps": 1})
-    with here(failing="p1") as ran, pytest.raises(study.StudyFailed) as no:
-        study.run(replace(config, select_last=True))
+    with here(failing="p1") as ran, pytest.raises(driver.StudyFailed) as no:
+        driver.run(replace(config, select_last=True))
     assert ran == ["p0", "p1", "p2"]
     told = str(no.value)
     assert "1 of 3 folds failed" in told and "p1: ValueError: no face" in told
     assert str(tmp_path / "out/folds/p1/log.txt") in told
     assert not (tmp_path / "out/results.json").exists()
     with here() as ran:
-        results = study.run(replace(config, select_last=True))
+        results = driver.run(replace(config, select_last=True))
     assert ran == ["p1"]
     (only,) = results["pooled"]
     assert only["stamp"]["selection"] == "last" and only["clips"] == 12
@@ -209,7 +209,7 @@ def test_a_half_finished_fold_goes_on_from_its_checkpoint(done, tmp_path, uri):
     fold = tmp_path / "copy/folds/p0"
     (fold / "result.json").unlink()
     shutil.rmtree(fold / "run")
-    made, _ = study.prepare(config)
+    made, _ = driver.prepare(config)
     handle = RunHandle(**json.loads((tmp_path / "copy/mlflow_run.json").read_text()))
     config = replace(config, finetune=replace(config.finetune, run=replace(
         config.finetune.run, save_every=1)))  # fmt: skip
@@ -217,7 +217,7 @@ def test_a_half_finished_fold_goes_on_from_its_checkpoint(done, tmp_path, uri):
     run_until(1, finetuning_job, fold_config(config, made.folds[0], handle))
     assert not (fold / "run/summary.json").exists()
     with here() as ran:
-        study.run(config)
+        driver.run(config)
     assert ran == ["p0"]
     assert json.loads((fold / "run/summary.json").read_text())["resumed_from"] == 1
 
@@ -231,7 +231,7 @@ def test_a_finished_training_is_tested_without_training_again(done, tmp_path, mo
     origin.write_text(json.dumps(known | {"privileged": ["action units"]}))
     monkeypatch.setattr(finetuning_job, "run", lambda config: pytest.fail("trained again"))
     with here() as ran:
-        results = study.run(config)
+        results = driver.run(config)
     assert ran == ["p2"]
     assert results["pooled"][0]["stamp"]["privileged"] == ["action units"]
     assert results["pooled"][1]["stamp"]["privileged"] == []
@@ -263,7 +263,7 @@ def test_a_folder_of_another_study_is_refused_with_what_differs(done, tmp_path, 
     else:
         config = replace(config, **change)
     with here() as ran, pytest.raises(ValueError, match=message):
-        study.run(config)
+        driver.run(config)
     assert ran == []
 
 
@@ -272,8 +272,8 @@ def test_folds_of_other_code_are_kept_by_request_alone_and_say_so(done, tmp_path
     monkeypatch.setitem(CODE, "source.sha256", "f" * 64)
     with here() as ran:
         with pytest.raises(ValueError, match="another version of the code.*--accept_code"):
-            study.run(config)
-        results = study.run(replace(config, accept_code=True))
+            driver.run(config)
+        results = driver.run(replace(config, accept_code=True))
     assert ran == [] and results["origin"]["source.sha256"] == "f" * 64
     assert results["pooled"][0]["stamp"]["code"] == done[1]["pooled"][0]["stamp"]["code"]
 
@@ -286,17 +286,17 @@ def test_what_leaks_is_refused_before_anything_is_written(tmp_path, uri):
     folder(tmp_path / "twins", samples)
     config = config_of(tmp_path / "twins", tmp_path / "out", uri)
     with pytest.raises(Refused, match="the same video under 2 names.*c0 .*c5"):
-        study.run(config)
+        driver.run(config)
     assert not (tmp_path / "out").exists()
     named = [(f"{k}_{f['label']}", f, stripes(0, n)) for n, (k, f, _) in enumerate(samples)]
     folder(tmp_path / "named", named)
     with pytest.raises(Refused, match="the key of 6 clips, such as c0_calm.*tells the label"):
-        study.run(config_of(tmp_path / "named", tmp_path / "out", uri))
-    made, _ = study.prepare(
+        driver.run(config_of(tmp_path / "named", tmp_path / "out", uri))
+    made, _ = driver.prepare(
         config_of(tmp_path / "named", tmp_path / "out", uri, allow_label_in_names=True)
     )
     assert any("tells the label" in note for note in made.notes)
-    made, _ = study.prepare(replace(config, drop_duplicates=True))
+    made, _ = driver.prepare(replace(config, drop_duplicates=True))
     assert len(made.clips) == 5 and any("c5" in note for note in made.notes)
 
 
@@ -307,11 +307,11 @@ def test_data_sets_must_agree_on_labels_and_tell_their_clips_apart(tmp_path, uri
     data = replace(config.finetune.data, shards=(str(tmp_path / "a"), str(tmp_path / "bb")))
     config = replace(config, finetune=replace(config.finetune, data=data))
     with pytest.raises(Refused, match=r"labels differ \(calm, glad; calm, happy\): .*--rename"):
-        study.prepare(config)
+        driver.prepare(config)
     plan = ProtocolConfig("kfold", k=2, rename=("happy=glad",))
     with pytest.raises(Refused, match="a/c. and bb/c., which have one key"):
-        study.prepare(replace(config, plan=plan))
-    made, _ = study.prepare(replace(config, plan=replace(plan, protocol="loso")))
+        driver.prepare(replace(config, plan=plan))
+    made, _ = driver.prepare(replace(config, plan=replace(plan, protocol="loso")))
     assert made.labels == ("calm", "glad") and len(made.folds) == 6
 
 
@@ -357,7 +357,7 @@ def test_a_result_that_was_selected_on_test_says_so_in_every_table(place, uri, t
         select_on_test=True,
     )
     with here():
-        results = study.run(config)
+        results = driver.run(config)
     first = results["pooled"][0]
     assert first["stamp"]["selection"] == "best on test" and first["mean_over_folds"]
     for written in ("results.md", "results.html"):
@@ -383,7 +383,7 @@ def test_leaving_a_data_set_out_goes_by_three_classes_to_the_end(tmp_path, uri):
     theirs = replace(config.finetune, data=replace(config.finetune.data, shards=shards))
     plan = ProtocolConfig("lodo", validation_share=0)
     with here() as ran:
-        results = study.run(replace(config, finetune=theirs, plan=plan))
+        results = driver.run(replace(config, finetune=theirs, plan=plan))
     assert ran == ["casme2", "smic"]
     (only,) = results["pooled"]
     assert only["labels"] == ["negative", "positive"] and only["clips"] == 24
@@ -403,7 +403,7 @@ def test_foreign_names_become_no_markup():
 
 def test_a_log_has_a_line_for_every_change_and_no_more(capsys):
     jobs = [Job("a", {}), Job("b", {}, "done", result={"results": [{"uar": 0.5, "war": 0.25}]})]
-    say = study_table.Lines()
+    say = table.Lines()
     say(jobs)
     jobs[0].status, jobs[0].attempts = "running", 1
     say(jobs)
@@ -432,7 +432,7 @@ def test_the_table_shows_who_runs_how_far(monkeypatch):
         Job("w", {}),
     ]
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(study_table.table(jobs, lambda fold: f"step 3 of {fold}"))
+    console.print(table.table(jobs, lambda fold: f"step 3 of {fold}"))
     text = console.export_text()
     assert "12 folds: 9 done, 1 running, 1 waiting, 1 failed" in text
     assert "step 3 of now" in text and "failed: no [face]" in text and "attempt 2" in text
@@ -448,10 +448,10 @@ def test_progress_is_asked_for_seldom_and_its_failure_is_no_failure():
             raise OSError("no store")
         return f"step {len(asked)}"
 
-    seldom = study_table.Seldom(progress, seconds=1000)
+    seldom = table.Seldom(progress, seconds=1000)
     assert [seldom("a"), seldom("a"), seldom("b")] == ["step 1", "step 1", "starting"]
     assert asked == ["a", "b"]
-    assert study_table.Seldom(progress, seconds=0)("a") == "step 3"
+    assert table.Seldom(progress, seconds=0)("a") == "step 3"
 
 
 # --- the command line, on Ray -----------------------------------------------------------------
@@ -507,7 +507,7 @@ def test_a_killed_study_goes_on_where_it_was(rendered, uri, tmp_path):
 
 def test_a_mistyped_option_ends_with_a_message(capsys):
     with pytest.raises(SystemExit) as no:
-        study.main(["debug", "--protocol", "lsoo"])
+        driver.main(["debug", "--protocol", "lsoo"])
     assert no.value.code == 2 and "loso" in capsys.readouterr().err
-    assert study.main(["debug", "--protocol", "loso"]) == 1
+    assert driver.main(["debug", "--protocol", "loso"]) == 1
     assert "data.shards is empty" in capsys.readouterr().err

@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune import temporal
-from finetune.apex import Looked, apex_place, framed, looked, read, within, won
 from finetune.bootstrap import figures_of, mean_interval, numbered, paired_differences
-from finetune.frozen import fit_linear
 from finetune.inputs import inputs_of
-from finetune.manipulations import AS_IS, manipulated, names, without_apex
 from finetune.metrics import figures
 from finetune.models import build
 from finetune.models.facesleuth_config import FaceSleuthConfig
 from finetune.models.hsta_config import HstaConfig
 from finetune.outputs import Outputs
 from finetune.predictor_config import PredictorConfig, save_predictor
-from finetune.temporal import TemporalConfig
-from finetune.temporal_report import attention_on, cost_of
-from finetune.temporal_task import Attention, Row, TemporalTask
+from finetune.probes import temporal
+from finetune.probes.apex import Looked, apex_place, framed, looked, read, within, won
+from finetune.probes.frozen import fit_linear
+from finetune.probes.manipulations import AS_IS, manipulated, names, without_apex
+from finetune.probes.report import attention_on, cost_of
+from finetune.probes.task import Attention, Row, TemporalTask
+from finetune.probes.temporal import TemporalConfig
 from launch.cluster import ClusterConfig
 from launch.tracking import TrackingConfig
 from mira.encoder import EncoderConfig

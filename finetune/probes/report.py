@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from finetune.bootstrap import figures_of, mean_interval, numbered, paired_differences
-from finetune.manipulations import AS_IS
-from finetune.temporal_task import Row
+from finetune.probes.manipulations import AS_IS
+from finetune.probes.task import Row
 
 FIGURES = {"war": "war", "uar": "uar", "uf1": "f1"}
 """Names in the report, and those of `bootstrap.figures_of`."""

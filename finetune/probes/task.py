@@ -1,7 +1,7 @@
 """One pass over the clips for the temporal probes: every manipulation, and what attention looks at.
 
 Owns what a network is asked of each batch and what is kept of each clip. Figures over clips are
-`temporal_report.py`; manipulations and measures of attention have files of their own.
+`report.py`; manipulations and measures of attention have files of their own.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.apex import Layer, Looked, Readings, framed, looked, read, within
-from finetune.collecting import Clips, gathered, person
 from finetune.inputs import inputs_of
-from finetune.manipulations import AS_IS, manipulated, names
 from finetune.outputs import Outputs
+from finetune.probes.apex import Layer, Looked, Readings, framed, looked, read, within
+from finetune.probes.collecting import Clips, gathered, person
+from finetune.probes.manipulations import AS_IS, manipulated, names
 from mira.tubelets import normalise
 from shards.batch import ClipBatch
 from shards.index import IndexRow

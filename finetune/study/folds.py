@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from finetune.cohort import Clip, Group
+from finetune.study.cohort import Clip, Group
 from shards.index import write_aside
 from shards.wording import count, few
 

@@ -1,7 +1,7 @@
 """Does a fine-tuned model use time, and does its attention look where the expression is?
 
 Owns the command and what is written: `metrics.json`, `clips.csv` with a row a clip, `temporal.png`,
-and the run in MLflow. What is asked is `temporal_task.py`, the figures are `temporal_report.py`.
+and the run in MLflow. What is asked is `task.py`, the figures are `report.py`.
 Clips are sampled, cropped and viewed as in evaluation.
 """
 
@@ -16,12 +16,12 @@ from typing import Any
 import tyro
 
 from finetune.evaluation import EvaluateConfig, check_labels, check_shards, data_of
-from finetune.manipulations import AS_IS
 from finetune.models.configs import privileged
 from finetune.predictor import Predictor
-from finetune.temporal_picture import draw
-from finetune.temporal_report import attention_on, cost_of
-from finetune.temporal_task import Row, TemporalMeter, TemporalTask
+from finetune.probes.manipulations import AS_IS
+from finetune.probes.picture import draw
+from finetune.probes.report import attention_on, cost_of
+from finetune.probes.task import Row, TemporalMeter, TemporalTask
 from launch.cluster import ClusterConfig, WorkerContext
 from launch.config import absolute_paths, from_dict
 from launch.engine import evaluate

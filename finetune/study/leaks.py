@@ -14,8 +14,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from finetune.cohort import Clip, Group
-from finetune.folds import Fold, Protocol, Refused
+from finetune.study.cohort import Clip, Group
+from finetune.study.folds import Fold, Protocol, Refused
 from shards.manifest import Manifest
 from shards.wording import count, few
 

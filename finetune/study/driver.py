@@ -1,11 +1,11 @@
 """A study: every fold of a protocol trained and tested, and what they say together.
 
 Owns what is checked before anything starts, the order of things, and the record. How clips are
-split is `protocols.py`, what leaks `leaks.py`, one fold `study_fold.py`, the figures `pooled.py`,
-the pages `study_report.py`.
+split is `finetune/protocols.py`, what leaks `leaks.py`, one fold `fold.py`, the figures
+`pooled.py`, the pages `report.py`.
 
     OUT/study.json      what the study is: a command that differs is refused
-    OUT/folds/NAME/     see `study_fold.py`
+    OUT/folds/NAME/     see `fold.py`
     OUT/results.json, results.md, results.html, confusion.png    written when all folds are finished
 """
 
@@ -18,18 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetune.cohort import Clip, open_folders, read_clips
 from finetune.config import FinetuneConfig
-from finetune.folds import Protocol, Refused
-from finetune.leaks import check_duplicates, check_names, without_duplicates
 from finetune.protocols import build
 from finetune.recipes import RECIPES
-from finetune.study_config import StudyConfig
-from finetune.study_fold import alone, run_fold
-from finetune.study_folder import check_same, jobs_of, write_splits
-from finetune.study_report import Study, report
-from finetune.study_sections import told
-from finetune.study_table import watching
+from finetune.study.cohort import Clip, open_folders, read_clips
+from finetune.study.config import StudyConfig
+from finetune.study.fold import alone, run_fold
+from finetune.study.folder import check_same, jobs_of, write_splits
+from finetune.study.folds import Protocol, Refused
+from finetune.study.leaks import check_duplicates, check_names, without_duplicates
+from finetune.study.report import Study, report
+from finetune.study.sections import told
+from finetune.study.table import watching
 from launch.config import absolute_paths, parse, to_dict
 from launch.job import command
 from launch.parallel import Job, run_all

@@ -2,7 +2,7 @@
 
 Owns the command, which clips are read, and what is written: `features.parquet`, `metrics.json`, a
 confusion matrix a probe, and the run in MLflow. The loop is `launch/engine.py`, the network
-`networks.py`, the table `features.py`, the probes `probes.py`.
+`networks.py`, the table `features.py`, the probes `figures.py`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 import torch
 import tyro
 
-from finetune.features import FeatureMeter, Features, FeatureTask, joined
 from finetune.inputs import carrying
 from finetune.models.configs import privileged
-from finetune.networks import Frozen, Sizes, open_network
 from finetune.outputs import Outputs
 from finetune.pictures import confusion_matrix_picture
-from finetune.probes import probe
+from finetune.probes.features import FeatureMeter, Features, FeatureTask, joined
+from finetune.probes.figures import probe
+from finetune.probes.networks import Frozen, Sizes, open_network
 from launch.cluster import ClusterConfig, WorkerContext
 from launch.config import absolute_paths, from_dict
 from launch.engine import evaluate

@@ -1,7 +1,7 @@
 """What a study found, as `results.json`, `results.md`, `results.html` and a confusion matrix.
 
 Owns reading the folds' answers and the stamp of what is pooled. Figures are `pooled.py`, what the
-pages say of them `study_sections.py`.
+pages say of them `sections.py`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from finetune.cohort import Group
-from finetune.folds import Fold, Protocol
 from finetune.pictures import confusion_matrix_picture, png
-from finetune.pooled import Answer, by_fold, by_subject, mean_over_folds, pool
-from finetune.study_page import markdown, page
-from finetune.study_sections import sections, words
+from finetune.study.cohort import Group
+from finetune.study.folds import Fold, Protocol
+from finetune.study.page import markdown, page
+from finetune.study.pooled import Answer, by_fold, by_subject, mean_over_folds, pool
+from finetune.study.sections import sections, words
 from launch.job import write_json
 
 UNITS: tuple[Group, ...] = ("subject", "source", "clip")
@@ -35,7 +35,7 @@ class Study:
 
     made: Protocol
     folds: Sequence[Mapping[str, Any]]
-    """The result of each fold, in their order; see `study_fold.run_fold`."""
+    """The result of each fold, in their order; see `fold.run_fold`."""
     splits: Mapping[str, str]
     origin: Mapping[str, str]
     out: Path

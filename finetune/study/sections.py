@@ -1,7 +1,7 @@
 """What the report of a study says, part by part: tables, each with the selection rule beside the
 figures.
 
-Owns the wording. Refuses to know files; the form of the pages is `study_page.py`.
+Owns the wording. Refuses to know files; the form of the pages is `page.py`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.pooled import FIGURES
-from finetune.study_fold import Stamp
-from finetune.study_page import Section
+from finetune.study.fold import Stamp
+from finetune.study.page import Section
+from finetune.study.pooled import FIGURES
 from shards.wording import count
 
 KEPT = ("command", "git.revision", "git.dirty", "version.torch", "host.system", "host.accelerator")

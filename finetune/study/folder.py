@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import FinetuneConfig
-from finetune.folds import Fold, Protocol, write_split
-from finetune.study_config import StudyConfig
-from finetune.study_fold import finished
+from finetune.study.config import StudyConfig
+from finetune.study.fold import finished
+from finetune.study.folds import Fold, Protocol, write_split
 from launch.config import to_dict
 from launch.job import write_json
 from launch.parallel import Job

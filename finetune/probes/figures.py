@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.features import Features
-from finetune.frozen import Standard, choose_penalty, fit_linear, nearest
 from finetune.metrics import figures
+from finetune.probes.features import Features
+from finetune.probes.frozen import Standard, choose_penalty, fit_linear, nearest
 
 
 def probe(
