@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 OUT ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types check bench clean
+.PHONY: help install demo test test-slow lint types check bench study clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,7 +26,7 @@ demo: $(READY)  ## the whole road on two cores; VIDEOS=folder [ANNOTATIONS=file.
 	@$(BIN)/python launch/demo.py --out '$(OUT)' $(if $(VIDEOS),--videos '$(VIDEOS)') $(if $(ANNOTATIONS),--annotations '$(ANNOTATIONS)')
 
 test: $(READY)  ## all tests (at most 12 minutes on two cores)
-	@$(BIN)/python -m pytest -q -m 'not slow'
+	@$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile
 
 test-slow: $(READY)  ## the tests that take minutes each
 	@$(BIN)/python -m pytest -q -m slow
@@ -45,7 +45,13 @@ bench: $(READY)  ## all measurements of the README, as rows in benchmarks/result
 	@$(BIN)/python -m benchmarks.attention
 	@$(BIN)/python -m benchmarks.plot_attention
 	@$(BIN)/python -m benchmarks.loader
+	@$(BIN)/python -m benchmarks.loader_start
+	@$(BIN)/python -m benchmarks.loader_memory
 	@$(BIN)/python -m benchmarks.rendered_faces
+
+study: $(READY)  ## docs/study.md anew: networks on micro-expressions of rendered people (half an hour)
+	@$(BIN)/python -m benchmarks.recognition
+	@$(BIN)/python -m benchmarks.plot_recognition
 
 clean:  ## remove what the demo made (runs/demo or OUT)
 	@rm -rf '$(OUT)'

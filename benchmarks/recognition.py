@@ -1,6 +1,6 @@
 """Which network recognises expressions from full to barely visible, and what it looks at.
 
-    python -m benchmarks.recognition [--scale small] [--out runs/recognition] [--models plain hsta]
+    python -m benchmarks.recognition [--scale small] [--out FOLDER] [--models plain hsta]
 
 Renders people whose clips show four strengths, deals them into five folds by person, trains every
 network on each fold for the same number of steps (fold i with seed i, the last step is taken), and
@@ -17,9 +17,11 @@ import datetime
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from benchmarks.recognition_models import MODELS, SCALES, Scale, config_of
 from benchmarks.rows import append, processor
 from finetune.bootstrap import Interval, mean_interval, paired_differences
 from finetune.models import build
+from finetune.models.configs import privileged
 from finetune.probes import temporal
 from finetune.probes.temporal import TemporalConfig
 from finetune.protocols import ProtocolConfig
@@ -62,28 +65,35 @@ class Told:
     uniform: float | None
     inside: float | None
     hit: float | None
+    apex: str
+    """The tubelet that holds the apex, by its place; "" where none does."""
 
 
 def main() -> int:
     """Do what is not done yet, append the rows."""
     options = _options()
-    scale, out = SCALES[options.scale], Path(options.out).absolute()
+    scale = SCALES[options.scale]
+    out = Path(options.out or f"runs/recognition-{scale.name}").absolute()
     shards, strengths = rendered(scale, out)
     rows = []
     for model in options.models:
         folder = out / model
-        results = train(model, scale, folder, shards, steps=options.steps)
+        config = study_of(model, scale, folder, shards, options)
+        results = train(config)
         told = [t for n in range(FOLDS) for t in asked(folder, shards, n, strengths)]
         rows += rows_of(model, scale, told, results, steps=options.steps or scale.steps)
         print(f"{model}: UF1 {float(rows[-len(STRENGTHS) - 1]['uf1']):.3f} over all strengths")
-    append(RESULTS, rows)
+    if options.steps is None:
+        append(RESULTS, rows)
     return 0
 
 
 def rendered(scale: Scale, out: Path) -> tuple[Path, dict[str, str]]:
     """The shards, made if they are not there, and each clip's strength by its key."""
     videos, shards = out / "videos", out / "shards"
-    if not (videos / "render.json").is_file():
+    if (videos / "render.json").is_file():
+        check_rendered(json.loads((videos / "render.json").read_text()), scale, videos)
+    else:
         size = f"{scale.picture}x{scale.picture}"
         made = ["--subjects", str(scale.people), "--clips", str(scale.clips), "--size", size]
         made += ["--seconds", "1", "--fps", str(scale.fps), "--splits", "all=1"]
@@ -101,19 +111,41 @@ def rendered(scale: Scale, out: Path) -> tuple[Path, dict[str, str]]:
     return shards, {row.key: strength[row.record.path] for row in rows}
 
 
-def train(model: str, scale: Scale, out: Path, shards: Path, *, steps: int | None) -> list[dict]:
-    """Every fold of the study of one network; what each fold's result says."""
-    protocol = ProtocolConfig(protocol="kfold", k=FOLDS, rename=CLASSES, validation_share=0.0)
-    config = StudyConfig(
-        config_of(model, scale, shards=str(shards), steps=steps),
-        protocol,
+def check_rendered(found: dict[str, Any], scale: Scale, videos: Path) -> None:
+    """ValueError where the videos that are there are those of another scale."""
+    wanted = {
+        "subjects": scale.people,
+        "clips_per_subject": scale.clips,
+        "size": [scale.picture, scale.picture],
+        "fps": scale.fps,
+        "strengths": [float(strength) for strength in STRENGTHS],
+    }
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{videos} has {name} {found.get(name)}, scale {scale.name} needs {value}: name "
+                "another --out, or remove that folder"
+            )
+
+
+def study_of(
+    model: str, scale: Scale, out: Path, shards: Path, options: argparse.Namespace
+) -> StudyConfig:
+    """Five folds by person, the last step of each."""
+    return StudyConfig(
+        config_of(model, scale, shards=str(shards), steps=options.steps),
+        ProtocolConfig(protocol="kfold", k=FOLDS, rename=CLASSES, validation_share=0.0),
         out=str(out),
         select_last=True,
         vary_seed=True,
-        accept_code=True,
+        accept_code=options.accept_code,
     )
+
+
+def train(config: StudyConfig) -> list[dict]:
+    """Run what is not finished of a study; what each fold's result says."""
     driver.run(config)
-    return [json.loads((fold / "result.json").read_text()) for fold in _folds(out)]
+    return [json.loads((f / "result.json").read_text()) for f in _folds(Path(config.out))]
 
 
 def asked(folder: Path, shards: Path, number: int, strengths: dict[str, str]) -> list[Told]:
@@ -149,12 +181,14 @@ def rows_of(
         "torch": torch.__version__,
         "scale": scale.name,
         "model": model,
+        "told": " ".join(privileged(config.encoder)),
         "parameters": sum(p.numel() for p in network.parameters()),
         "gflop": f"{network.flops() / 1e9:.4f}",
         "steps": steps,
         "batch": config.run.global_batch,
         "folds": len(results),
         "seconds_a_fold": f"{np.median([fold['seconds'] for fold in results]):.0f}",
+        "code": " ".join(sorted({fold["code"][:12] for fold in results})),
     }
     rows = [common | _figures("all", told)]
     for strength in STRENGTHS:
@@ -168,14 +202,15 @@ def _figures(strength: str, told: Sequence[Told]) -> dict[str, object]:
     answers = [Answer(t.fold, t.clip, t.label, t.as_is, t.subject, t.subject) for t in told]
     pooled = pool(answers, labels)
     low, high = pooled["interval"]["uf1"]
-    seeds = [pool([a for a in answers if a.fold == f], labels)["uf1"] for f in _names(told)]
+    each = [pool([a for a in answers if a.fold == f], labels)["uf1"] for f in _names(told)]
     found: dict[str, object] = {"strength": strength, "clips": len(told)}
     found |= {"people": pooled["units"]}
     found |= {"uf1": f"{pooled['uf1']:.4f}", "uf1_low": f"{low:.4f}", "uf1_high": f"{high:.4f}"}
-    found |= {"uf1_worst_seed": f"{min(seeds):.4f}", "uf1_best_seed": f"{max(seeds):.4f}"}
+    found |= {"uf1_worst_fold": f"{min(each):.4f}", "uf1_best_fold": f"{max(each):.4f}"}
     found |= {"uar": f"{pooled['uar']:.4f}", "war": f"{pooled['war']:.4f}"}
     for name in ("hit", "inside", "uniform"):
         found |= _interval(name, _mean(told, name))
+    found |= {"constant_hit": _constant(told)}
     return found | _interval("shuffled", _shuffled(told, labels))
 
 
@@ -190,6 +225,12 @@ def _shuffled(told: Sequence[Told], labels: Sequence[str]) -> Interval | None:
     )
     people = [t.subject for t in asked]
     return paired_differences(truth, before, after, people, classes=len(labels), seed=0)["f1"]
+
+
+def _constant(told: Sequence[Told]) -> str:
+    """How often the apex lies in the tubelet where it lies most: a hit without looking."""
+    places = [t.apex for t in told if t.apex]
+    return f"{max(Counter(places).values()) / len(places):.4f}" if places else ""
 
 
 def _mean(told: Sequence[Told], name: str) -> Interval | None:
@@ -219,6 +260,7 @@ def _told(row: dict[str, str], fold: str, strengths: dict[str, str]) -> Told:
         uniform=number("uniform"),
         inside=number("inside"),
         hit=number("hit"),
+        apex=row["apex_place"],
     )
 
 
@@ -236,11 +278,12 @@ def _shards(*words: str) -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--scale", choices=tuple(SCALES), default="small")
-    parser.add_argument("--out", default="runs/recognition")
+    parser.add_argument("--out", help="folder of everything; runs/recognition-SCALE if left out")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--steps", type=int, help="instead of the scale's own")
+    parser.add_argument("--steps", type=int, help="instead of the scale's own: no row is written")
+    parser.add_argument("--accept-code", action="store_true", help="keep folds of other code")
     return parser.parse_args()
 
 

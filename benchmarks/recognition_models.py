@@ -17,13 +17,20 @@ from finetune.recipes import RECIPES
 from launch.cluster import ClusterConfig
 from launch.engine import RunConfig
 from launch.tracking import TrackingConfig
+from mira.cores import AttentionName
 from mira.encoder import EncoderConfig
 from shards.augment import AugmentConfig
 from shards.config import DataConfig
 
-MODELS = ("plain", "mira_exact", "mira_flashlite", "hsta", "facesleuth")
-CORES = {"plain": "sdpa", "mira_exact": "mira_exact", "mira_flashlite": "mira_flashlite"}
+CORES: dict[str, AttentionName] = {
+    "plain": "sdpa",
+    "mira_exact": "mira_exact",
+    "mira_flashlite": "mira_flashlite",
+}
 """Attention cores of the video transformers: nothing else differs between these."""
+HSTAS: dict[str, AttentionName] = {"hsta": "sdpa", "hsta_flashlite": "mira_flashlite"}
+"""Attention cores of HSTA's video branch."""
+MODELS = (*CORES, *HSTAS, "facesleuth")
 RATE = 8e-3
 """For 256 clips a step; the rate that trains the demo's encoder."""
 
@@ -45,7 +52,7 @@ class Scale:
 
 
 SCALES = {
-    "small": Scale("small", people=25, clips=28, picture=256, size=64, fps=25, steps=500),
+    "small": Scale("small", people=120, clips=7, picture=256, size=64, fps=16, steps=200),
     "full": Scale("full", people=100, clips=56, picture=640, size=256, fps=100, steps=6000),
 }
 
@@ -63,9 +70,17 @@ def _small(model: str, shards: str, steps: int) -> FinetuneConfig:
         encoder = EncoderConfig(
             image_size=64, frames=8, dim=128, depth=4, heads=4, attention=CORES[model]
         )
-    elif model == "hsta":
+    elif model in HSTAS:
         encoder = HstaConfig(
-            image_size=64, frames=6, dim=96, special_dim=64, heads=4, stages=2, special_patch=8
+            image_size=64,
+            frames=6,
+            dim=96,
+            special_dim=64,
+            heads=4,
+            stages=2,
+            special_patch=8,
+            special_frames=1,  # flow from onset to apex: from two pictures it learns too slowly
+            attention=HSTAS[model],
         )
     else:
         encoder = FaceSleuthConfig(
@@ -110,9 +125,10 @@ def _small(model: str, shards: str, steps: int) -> FinetuneConfig:
 
 def _full(model: str, shards: str, steps: int) -> FinetuneConfig:
     """The published recipes at 224 px on one GPU a fold, with one length and one sampling."""
-    config = RECIPES["vit_s" if model in CORES else model]()
-    if model in CORES:
-        config = replace(config, encoder=replace(config.encoder, attention=CORES[model]))
+    recipe = "vit_s" if model in CORES else "hsta" if model in HSTAS else model
+    config = RECIPES[recipe]()
+    if core := (CORES | HSTAS).get(model):
+        config = replace(config, encoder=replace(config.encoder, attention=core))
     return replace(
         config,
         data=replace(config.data, shards=(shards,), balance=1.0, stride=None, streams=32),

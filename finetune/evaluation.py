@@ -56,6 +56,8 @@ class EvaluateConfig:
     """Processes that decode, of each worker; 0 decodes in the worker itself."""
     max_failed_share: float = 0.01
     """The evaluation stops when more than this share of the clips cannot be read."""
+    skip: tuple[str, ...] = ()
+    """Ledgers of earlier runs: the clips they name are not tried and do not count as failed."""
     cache: str | None = None
     """Local folder for shards from a URL; None is ~/.cache/mira-video/shards."""
     cache_gb: float = DEFAULT_GB
@@ -112,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Fetch the model, measure it, print the figures; returns the summary."""
-    config = absolute_paths(config, "shards", "splits", "cache", "cluster.output")
+    config = absolute_paths(config, "shards", "splits", "skip", "cache", "cluster.output")
     if not config.model:
         raise ValueError("model is empty: name one with --model models:/NAME@ALIAS or a folder")
     inputs = check_shards(config)
@@ -194,6 +196,7 @@ def data_of(config: EvaluateConfig, predictor: Predictor, *, streams: int) -> Da
         size=own.encoder.image_size,
         loader_workers=config.loader_workers,
         max_failed_share=config.max_failed_share,
+        skip=config.skip,
         cache=config.cache,
         cache_gb=config.cache_gb,
         views=own.views,
@@ -210,6 +213,7 @@ def check_shards(config: EvaluateConfig) -> dict[str, tuple[str, str]]:
         shards=config.shards,
         split=config.split,
         splits=config.splits,
+        skip=config.skip,
         cache=config.cache,
         cache_gb=config.cache_gb,
     )

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from finetune.study.cohort import (
     COMPOSITE,
     THREE_CLASSES,
+    UNITS,
     Clip,
     Group,
     composite_differences,
+    kinds_of,
     renamed,
     three_classes,
 )
 from finetune.study.dealing import deal, hold_out
 from finetune.study.folds import PARTS, Fold, Name, Protocol, Refused, proves
 from shards.wording import count, few
-
-UNITS: tuple[Group, ...] = ("subject", "source", "clip")
-"""What validation is carved out by: the first that all training clips name."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,9 @@ class ProtocolConfig:
     rename: tuple[str, ...] = ()
     """`LABEL=CLASS` or `DATASET/LABEL=CLASS`, so that data sets agree; `LABEL=` drops its clips."""
     validation_share: float = 0.15
-    """Share of a fold's training clips that picks the best step, by whole subjects (else sources);
-    0 trains on all and takes the last step."""
+    """Share of a fold's training clips that picks the best step: whole subjects, of clips without
+    one sources, else single clips; a stored `val` is taken as it is. 0 trains on all that is not
+    tested, also a stored `val`, and takes the last step."""
     split_seed: int = 0
     """Of kfold's folds and of what is held out for validation."""
     allow_shared_subjects: bool = False
@@ -150,6 +150,11 @@ def _official(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
             "use --protocol split"
         )
     found = _by(clips, lambda clip: clip.split or "")
+    if len(found) < 2:
+        raise Refused(
+            f"folds trains on the other official folds, and all {count(len(clips), 'clip')} are of "
+            f"{next(iter(found))}: name the shards of all folds, or use --protocol kfold"
+        )
     return {name: found[name] for name in sorted(found, key=lambda name: int(name[4:]))}
 
 
@@ -198,24 +203,29 @@ def _fold(
     tested = {clip.id for clip in test}
     rest = [clip for clip in clips if clip.id not in tested]
     held = [clip for clip in rest if stored and clip.split == "val"]
-    if held:
+    if held and config.validation_share:
         train = [clip for clip in rest if clip.split == "train"]
-        return Fold(name, tuple(train), tuple(held), tuple(test), "stored")
+        return Fold(name, tuple(train), tuple(held), tuple(test), ("stored",))
     if not config.validation_share or len(rest) < 2:
         return Fold(name, tuple(rest), (), tuple(test))
-    by: Group = next(unit for unit in UNITS if _divides(rest, unit))
-    groups = _by(rest, lambda clip: clip.group(by))
+    kinds, groups = _units(rest)
     counts = {group: Counter(c.label or "" for c in found) for group, found in groups.items()}
-    chosen = set(hold_out(counts, config.validation_share, config.split_seed))
-    val = [clip for clip in rest if clip.group(by) in chosen]
-    train = [clip for clip in rest if clip.group(by) not in chosen]
-    return Fold(name, tuple(train), tuple(val), tuple(test), by)
+    chosen = hold_out(counts, config.validation_share, config.split_seed)
+    picked = {clip.id for group in chosen for clip in groups[group]}
+    val = [clip for clip in rest if clip.id in picked]
+    train = [clip for clip in rest if clip.id not in picked]
+    return Fold(name, tuple(train), tuple(val), tuple(test), kinds)
 
 
-def _divides(clips: Sequence[Clip], by: Group) -> bool:
-    """Whether all clips name such a group, and not all the same."""
-    names = {clip.group(by) for clip in clips}
-    return by == "clip" or (None not in names and len(names) > 1)
+def _units(
+    clips: Sequence[Clip], among: Sequence[Group] = UNITS
+) -> tuple[tuple[Group, ...], dict[Hashable, list[Clip]]]:
+    """What validation is carved out by, two or more, and their kinds: subjects, of clips without
+    one sources, else single clips. Of one subject alone, sources; of one source, clips."""
+    kinds = kinds_of(clips, among)
+    # With the seed, names decide what is held out: those of a single kind stay as they are.
+    groups = _by(clips, lambda c: c.unit(among) if len(kinds) > 1 else c.group(kinds[0]))
+    return (kinds, groups) if len(groups) > 1 else _units(clips, among[1:])
 
 
 def _by(clips: Iterable[Clip], key) -> dict:

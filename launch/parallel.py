@@ -83,21 +83,23 @@ class _Run:
         """Until no job waits or runs."""
         import ray
 
-        room = self._room()
+        room, ready = self._room(), []
         try:
             while True:
-                for job in [job for job in self.jobs if job.status == "waiting"]:
+                waiting = [job for job in self.jobs if job.status == "waiting"]
+                if waiting and (ready or not room):  # nodes come and go
+                    room = self._room_now(room)
+                for job in waiting:
                     if len(self.running) < room:
                         self._start(job)
                 watch(self.jobs)
-                if not self.running:
+                if not self.running and not waiting:
                     return
-                ready, _ = ray.wait(list(self.running), timeout=self.poll)
+                ready = self._wait()
                 for reference in ready:
                     self._finish(reference)
                 for job, since in self.running.values():
                     job.seconds = time.monotonic() - since
-                room = self._room() if ready else room  # nodes come and go
         finally:
             for reference in self.running:
                 ray.cancel(reference, force=False)
@@ -109,6 +111,24 @@ class _Run:
         workers = max(1, self.cluster.workers)
         fits = check_capacity(replace(self.cluster, workers=workers)) // workers
         return fits if self.limit is None else min(fits, self.limit)
+
+    def _room_now(self, before: int) -> int:
+        """As `_room`, and 0 where not one job fits any more: a node that is away may come back."""
+        try:
+            return self._room()
+        except ValueError as error:
+            if before:
+                print(f"no room for a job; waiting for nodes to come back: {error}", flush=True)
+            return 0
+
+    def _wait(self) -> list[Any]:
+        """The calls that ended within `poll` seconds."""
+        import ray
+
+        if not self.running:
+            time.sleep(self.poll)
+            return []
+        return ray.wait(list(self.running), timeout=self.poll)[0]
 
     def _start(self, job: Job) -> None:
         job.status, job.attempts = "running", job.attempts + 1

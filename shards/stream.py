@@ -236,6 +236,6 @@ class ClipStream:
         return (
             f"{len(self.unreadable)} of {self.samples} samples cannot be read, which is more than "
             f"data.max_failed_share {self._data.max_failed_share} allows. First: {first}. "
-            f"Ledger: {ledger}. `python -m shards verify DIR` tells damaged shards; ingest them "
-            "again, or allow a larger share"
+            f"Ledger: {ledger}. `python -m shards verify DIR` tells damaged shards, `python -m "
+            "shards ingest … --redo LEDGER` makes them anew; or allow a larger share"
         )

@@ -142,3 +142,65 @@ def test_tuning_swaps_the_tiles_of_one_kernel_and_puts_them_back():
             for other in kernels[1:]:
                 assert module.tiles_of(other, *case) == before(other, *case)
         assert module.tiles_of is before
+
+
+@pytest.mark.parametrize("scale", ["small", "full"])
+def test_every_network_of_the_recognition_study_has_one_budget(scale):
+    from benchmarks.recognition_models import MODELS, SCALES, config_of
+
+    made = [config_of(model, SCALES[scale], shards="somewhere") for model in MODELS]
+    assert {(c.run.global_batch, c.run.total_steps(1), c.data.balance) for c in made} == {
+        (32, SCALES[scale].steps, 1.0)
+    }
+    assert all(c.encoder.pair == c.data_for().pair for c in made)
+
+
+def test_rows_of_the_recognition_study_pool_what_the_folds_said(tmp_path):
+    from benchmarks.plot_recognition import picture, tables
+    from benchmarks.recognition import STRENGTHS, Told, rows_of
+    from benchmarks.recognition_models import SCALES
+
+    names = ("negative", "positive", "surprise")
+    told = [
+        Told(
+            fold=f"fold{person % 2}",
+            clip=f"{person}-{strength}-{label}",
+            subject=str(person),
+            label=label,
+            as_is=label if strength == "1" else "negative",  # right at full strength alone
+            shuffled="negative",
+            strength=strength,
+            uniform=0.5,
+            inside=0.75,
+            hit=1.0,
+            apex="1" if person < 4 else "2",
+        )
+        for person in range(6)
+        for strength in STRENGTHS
+        for label in names
+    ]
+    folds = [{"seconds": 1.0, "code": "ab"}] * 2
+    rows = rows_of("plain", SCALES["small"], told, folds, steps=7)
+    by = {str(row["strength"]): {k: str(v) for k, v in row.items()} for row in rows}
+    assert by["1"]["uf1"] == "1.0000" and by["0.15"]["uf1"] == f"{0.5 / 3:.4f}"
+    assert by["1"]["inside"] == "0.7500" and by["1"]["clips"] == "18" and by["all"]["clips"] == "72"
+    assert float(by["1"]["shuffled"]) == pytest.approx(0.5 / 3 - 1, abs=1e-4)
+    assert by["all"]["constant_hit"] == f"{4 / 6:.4f}"
+    table = tables(list(by.values()), scale="small")
+    assert "1.00 (1.00 … 1.00)" in table and "plain" in table
+    picture(list(by.values()), tmp_path / "study.png", scale="small")
+    assert (tmp_path / "study.png").stat().st_size > 5_000
+    other = {**by["1"], "model": "hsta", "steps": "8"}
+    with pytest.raises(ValueError, match=r"differ in steps \(7, 8\)"):
+        tables([*by.values(), other], scale="small")
+
+
+def test_the_recognition_study_takes_no_videos_of_another_scale(tmp_path):
+    from benchmarks.recognition import STRENGTHS, check_rendered
+    from benchmarks.recognition_models import SCALES
+
+    made = {"subjects": 120, "clips_per_subject": 7, "size": [256, 256], "fps": 16.0}
+    made |= {"strengths": [float(s) for s in STRENGTHS]}
+    check_rendered(made, SCALES["small"], tmp_path)
+    with pytest.raises(ValueError, match="subjects 120, scale full needs 100"):
+        check_rendered(made, SCALES["full"], tmp_path)

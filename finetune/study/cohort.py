@@ -7,7 +7,7 @@ micro-expression grand challenge. Refuses to know folds and training; no video i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +18,8 @@ from shards.wording import count, few
 
 Group = Literal["subject", "source", "clip"]
 """What must lie on one side of a split as a whole."""
+UNITS: tuple[Group, ...] = ("subject", "source", "clip")
+"""The largest first: a clip goes with its subject, else its source, else by itself."""
 
 _NEGATIVE = dict.fromkeys(("anger", "contempt", "disgust", "fear", "sadness"), "negative")
 _OTHERS = {"happiness": "positive", "surprise": "surprise"}
@@ -67,6 +69,23 @@ class Clip:
             return self.id
         known = self.subject if by == "subject" else self.source
         return None if known is None else (self.dataset, known)
+
+    def unit(self, among: Sequence[Group] = UNITS) -> tuple[Group, tuple[str, str]]:
+        """The first of these kinds of group that the clip names, and the group; (clip, id) where
+        it names none."""
+        known = ((by, self.group(by)) for by in among)
+        return next(((by, group) for by, group in known if group), ("clip", self.id))
+
+
+def kinds_of(clips: Iterable[Clip], among: Sequence[Group] = UNITS) -> tuple[Group, ...]:
+    """The kinds of unit that occur, the largest first."""
+    found = {clip.unit(among)[0] for clip in clips}
+    return tuple(by for by in UNITS if by in found)
+
+
+def in_words(kinds: Iterable[str]) -> str:
+    """ "subject" where every clip names one, else such as "subject where known, else clip"."""
+    return " where known, else ".join(kinds)
 
 
 def open_folders(data: DataConfig) -> list[Manifest]:

@@ -24,7 +24,7 @@ class StudyConfig:
     """Folder of the study; cluster.output and validation_split are set by it. On several nodes it
     must lie on storage that all of them share."""
     select_last: bool = False
-    """Train on all clips that are not tested and take the last step, without a validation."""
+    """Train on all clips that are not tested, also a stored `val`, and take the last step."""
     select_on_test: bool = False
     """Pick the best step on the test clips themselves. No honest figure: every table says so."""
     vary_seed: bool = False

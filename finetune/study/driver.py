@@ -24,7 +24,7 @@ from finetune.recipes import RECIPES
 from finetune.study.cohort import Clip, open_folders, read_clips
 from finetune.study.config import StudyConfig
 from finetune.study.fold import alone, run_fold
-from finetune.study.folder import check_same, jobs_of, write_splits
+from finetune.study.folder import check_same, hashes_of, jobs_of, split_tables, write_splits
 from finetune.study.folds import Protocol, Refused
 from finetune.study.leaks import check_duplicates, check_names, without_duplicates
 from finetune.study.report import Study, report
@@ -67,18 +67,20 @@ def run(config: StudyConfig) -> dict[str, Any]:
     made, inputs = prepare(config)
     print(summary_of(made))
     with alone(out / ".lock", patience=0):
-        splits = write_splits(made, out)
+        tables = split_tables(made)
+        splits, seed = hashes_of(tables), config.finetune.run.seed
         config = with_init(config)
         if config.finetune.init is not None:
             inputs["init"] = _weights(Path(config.finetune.init))
-        origin = provenance(seed=config.finetune.run.seed, inputs=inputs)
+        origin = provenance(seed=seed, inputs=inputs)
         check_same(config, out, splits, origin)
+        write_splits(tables, out)
         handle = open_record(config, origin)
         with closing_run(handle):
-            jobs = jobs_of(config, made, splits, handle, origin)
+            jobs = jobs_of(config, made, splits, handle)
             run_folds(config, jobs)
             check_finished(jobs, out)
-            study = Study(made, [job.result or {} for job in jobs], splits, origin, out)
+            study = Study(made, [job.result or {} for job in jobs], splits, origin, out, seed)
             results = report(study)
             publish(handle, out, results)
     print(told(results, out))

@@ -8,6 +8,7 @@ other folds. Training is `job.py`, the test `evaluation.py`.
     FOLDS/NAME/run/         the training, as `launch/finetune.py` leaves it
     FOLDS/NAME/test-best/   the test of the best step on validation: predictions.csv, metrics.json
     FOLDS/NAME/test-last/   the test of the last step
+    FOLDS/NAME/spent.json   seconds of earlier attempts, and when the latest began
     FOLDS/NAME/result.json  written last: a fold that has one is finished
     FOLDS/NAME/log.txt      what was printed
 """
@@ -49,9 +50,10 @@ class Stamp:
     """`last`, `best on validation` or `best on test`."""
     privileged: tuple[str, ...]
     """What the model was given of a test clip besides its pixels, such as annotated units."""
-    seed: int
+    seed: int | str
+    """Of the fold; where folds are pooled whose seeds differ, the first and the last."""
     code: str
-    """SHA-256 over the product's source."""
+    """SHA-256 over the product's source that wrote the weights."""
     splits: str
     """SHA-256 of the split file."""
 
@@ -67,13 +69,13 @@ def run_fold(payload: dict[str, Any]) -> dict[str, Any]:
     """Train and test a fold, or go on where it was stopped; returns its result, see `result_of`.
 
     Args:
-        payload: {"config": a FinetuneConfig as JSON values, "folder", "protocol", "fold", "code",
-            "splits" (sha256), "test_parent"}.
+        payload: {"config": a FinetuneConfig as JSON values, "folder", "protocol", "fold",
+            "splits" (sha256)}.
     """
     folder = Path(payload["folder"])
     with _logged(folder / "log.txt"), alone(folder / ".lock", patience=BUSY_SECONDS):
         config = from_dict(FinetuneConfig, payload["config"])
-        began = time.monotonic()
+        earlier, began = spent_before(folder), time.time()
         summary = _trained(config)
         rows = [
             _tested(payload, config, summary, selected)
@@ -83,8 +85,8 @@ def run_fold(payload: dict[str, Any]) -> dict[str, Any]:
             "fold": payload["fold"],
             "steps": summary["steps"],
             "run_id": summary["run_id"],
-            "seconds": time.monotonic() - began,
-            "code": payload["code"],
+            "seconds": earlier + time.time() - began,
+            "code": rows[0]["stamp"]["code"],
             "splits": payload["splits"],
             "results": rows,
         }
@@ -96,6 +98,20 @@ def finished(folder: Path) -> dict[str, Any] | None:
     """The result of a fold that is finished, else None."""
     file = folder / "result.json"
     return json.loads(file.read_text()) if file.is_file() else None
+
+
+def spent_before(folder: Path) -> float:
+    """Seconds of a fold's earlier attempts; writes down that another one begins.
+
+    An earlier one lasted until its last line in the log: a process that is killed says nothing.
+    """
+    file, log = folder / "spent.json", folder / "log.txt"
+    seconds = 0.0
+    if file.is_file():
+        known = json.loads(file.read_text())
+        seconds = known["seconds"] + max(0.0, log.stat().st_mtime - known["began"])
+    write_json(file, {"seconds": seconds, "began": time.time()})
+    return seconds
 
 
 def _trained(config: FinetuneConfig) -> dict[str, Any]:
@@ -122,6 +138,7 @@ def _tested(
             batch=config.run.micro_batch,
             loader_workers=config.data.loader_workers,
             max_failed_share=config.data.max_failed_share,
+            skip=config.data.skip,
             cache=config.data.cache,
             cache_gb=config.data.cache_gb,
             cluster=replace(config.cluster, workers=workers, output=str(run.parent / name)),
@@ -134,7 +151,7 @@ def _tested(
         selection=rule_of(origin["selection"]),
         privileged=tuple(origin.get("privileged") or ()),
         seed=config.run.seed,
-        code=payload["code"],
+        code=origin["source.sha256"],  # a training that was finished before may be of other code
         splits=payload["splits"],
     )
     figures = {name: found[name] for name in ("war", "uar", "f1", "clips", "coverage")}

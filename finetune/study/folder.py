@@ -5,6 +5,7 @@ Owns when two commands are the same study, and the recipe of one fold. Refuses t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,30 +15,39 @@ from typing import Any
 from finetune.config import FinetuneConfig
 from finetune.study.config import StudyConfig
 from finetune.study.fold import finished
-from finetune.study.folds import Fold, Protocol, write_split
+from finetune.study.folds import Fold, Protocol, split_table
 from launch.config import to_dict
 from launch.job import write_json
 from launch.parallel import Job
 from launch.tracking import RunHandle
+from shards.index import write_aside
 
 NO_MATTER = ("cluster", "tracking", "out", "retries", "at_once", "accept_code", "init", "cache")
 NO_MATTER += ("shards", "loader_workers", "prefetch", "cache_gb", "retry_seconds")
 """Fields that change no result: what is read is known by its hashes."""
 
 
-def write_splits(made: Protocol, out: Path) -> dict[str, str]:
-    """The split file of every fold; their SHA-256 by fold."""
-    hashes = {}
-    for fold in made.folds:
-        file = split_file(out, fold)
+def split_tables(made: Protocol) -> dict[str, bytes]:
+    """The split file of every fold, by the fold's name; nothing is written."""
+    return {fold.name: split_table(fold, mapped=made.mapped) for fold in made.folds}
+
+
+def hashes_of(tables: Mapping[str, bytes]) -> dict[str, str]:
+    """SHA-256 of every split file."""
+    return {name: hashlib.sha256(table).hexdigest() for name, table in tables.items()}
+
+
+def write_splits(tables: Mapping[str, bytes], out: Path) -> None:
+    """Write the split files; only after `check_same`: those of another study may lie there."""
+    for name, table in tables.items():
+        file = split_file(out, name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        hashes[fold.name] = write_split(fold, file, mapped=made.mapped)
-    return hashes
+        write_aside(file, table)
 
 
-def split_file(out: Path, fold: Fold) -> Path:
+def split_file(out: Path, fold: str) -> Path:
     """Where a fold's split file lies."""
-    return out / "folds" / fold.name / "split.csv"
+    return out / "folds" / fold / "split.csv"
 
 
 def check_same(
@@ -67,16 +77,12 @@ def check_same(
 
 
 def jobs_of(
-    config: StudyConfig,
-    made: Protocol,
-    splits: Mapping[str, str],
-    handle: RunHandle,
-    origin: Mapping[str, str],
+    config: StudyConfig, made: Protocol, splits: Mapping[str, str], handle: RunHandle
 ) -> list[Job]:
     """A job for every fold; of those that are finished with their result."""
     jobs = []
     for number, fold in enumerate(made.folds):
-        folder = split_file(Path(config.out), fold).parent
+        folder = split_file(Path(config.out), fold.name).parent
         shift = number if config.vary_seed else 0
         payload = {
             "config": to_dict(fold_config(config, fold, handle, seed_shift=shift)),
@@ -84,7 +90,6 @@ def jobs_of(
             "protocol": made.name,
             "fold": fold.name,
             "splits": splits[fold.name],
-            "code": origin["source.sha256"],
         }
         result = finished(folder)
         jobs.append(Job(fold.name, payload, "done" if result else "waiting", result=result))
@@ -95,7 +100,7 @@ def fold_config(
     config: StudyConfig, fold: Fold, handle: RunHandle, *, seed_shift: int = 0
 ) -> FinetuneConfig:
     """The recipe for one fold: an ordinary fine-tuning with a split file."""
-    theirs, file = config.finetune, split_file(Path(config.out), fold)
+    theirs, file = config.finetune, split_file(Path(config.out), fold.name)
     picked_on = "test" if config.select_on_test else "val" if fold.validation else None
     return replace(
         theirs,

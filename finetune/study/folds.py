@@ -7,16 +7,13 @@ which protocol made the folds. What leaks through names and content is `leaks.py
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from finetune.study.cohort import Clip, Group
-from shards.index import write_aside
 from shards.wording import count, few
 
 Name = Literal["folds", "split", "kfold", "loso", "lodo", "composite"]
@@ -31,8 +28,9 @@ class Fold:
     train: tuple[Clip, ...]
     validation: tuple[Clip, ...]
     test: tuple[Clip, ...]
-    validation_by: Group | Literal["stored", ""] = ""
-    """What validation was carved out by: subject, source, clip; "stored"; or "" without one."""
+    validation_by: tuple[Group | Literal["stored"], ...] = ()
+    """What validation was carved out by: (subject,) where every clip names one, (subject, clip)
+    where some go by themselves; (stored,); or () without one."""
 
     def parts(self) -> dict[str, tuple[Clip, ...]]:
         """By the names in the split file."""
@@ -79,8 +77,8 @@ def proves(made: Protocol, *, allow_shared_subjects: bool = False) -> list[str]:
         _disjoint(fold, "clip", known, fold.test)
         _disjoint(fold, made.apart, known, fold.test)
         _disjoint(fold, "clip", fold.train, fold.validation)
-        if fold.validation_by not in ("stored", "", "clip"):
-            _disjoint(fold, fold.validation_by, fold.train, fold.validation)
+        if fold.validation_by and (first := fold.validation_by[0]) != "stored":
+            _disjoint(fold, first, fold.train, fold.validation)
         notes += _subjects_apart(fold, allow_shared_subjects)
         notes += _absent(fold)
     tested = Counter(clip.id for fold in made.folds for clip in fold.test)
@@ -91,8 +89,8 @@ def proves(made: Protocol, *, allow_shared_subjects: bool = False) -> list[str]:
     return notes
 
 
-def write_split(fold: Fold, path: Path, *, mapped: bool) -> str:
-    """Write `dataset,key,split` (and `label` where labels are mapped); returns the sha256."""
+def split_table(fold: Fold, *, mapped: bool) -> bytes:
+    """The split file: `dataset,key,split`, and `label` where labels are mapped."""
     lines = sorted(
         (clip.dataset, clip.key, part, *([clip.label or ""] if mapped else []))
         for part, clips in fold.parts().items()
@@ -101,9 +99,7 @@ def write_split(fold: Fold, path: Path, *, mapped: bool) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerows([("dataset", "key", "split", *(["label"] if mapped else [])), *lines])
-    data = text.getvalue().encode()
-    write_aside(path, data)
-    return hashlib.sha256(data).hexdigest()
+    return text.getvalue().encode()
 
 
 def _disjoint(fold: Fold, by: Group, left: Iterable[Clip], right: Iterable[Clip]) -> None:

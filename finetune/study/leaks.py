@@ -44,7 +44,7 @@ def check_names(made: Protocol, *, allowed: bool) -> list[str]:
         allowed: names may tell it; that becomes a note for every result.
     """
     clips = made.clips
-    used = {made.apart, *(fold.validation_by for fold in made.folds)}
+    used = {made.apart, *(by for fold in made.folds for by in fold.validation_by)}
     for by in GROUPS:
         if by not in used:
             continue

@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 
 from finetune.pictures import confusion_matrix_picture, png
-from finetune.study.cohort import Group
+from finetune.study.cohort import in_words, kinds_of
 from finetune.study.folds import Fold, Protocol
 from finetune.study.page import markdown, page
 from finetune.study.pooled import Answer, by_fold, by_subject, mean_over_folds, pool
 from finetune.study.sections import sections, words
 from launch.job import write_json
 
-UNITS: tuple[Group, ...] = ("subject", "source", "clip")
 OWN_WAY = ("folds", "kfold", "lodo")
 """Protocols whose mean over folds is usual; that of LOSO means nothing."""
 
@@ -39,6 +38,8 @@ class Study:
     splits: Mapping[str, str]
     origin: Mapping[str, str]
     out: Path
+    seed: int
+    """Of the bootstrap."""
 
 
 def report(study: Study) -> dict[str, Any]:
@@ -62,16 +63,16 @@ def report(study: Study) -> dict[str, Any]:
 def results_of(study: Study) -> dict[str, Any]:
     """Pooled figures of every selection rule, the first being the one that picked the models; each
     fold's; errors by subject; the protocol and the origin."""
-    unit = _unit(study.made)
+    by = in_words(kinds_of(study.made.clips))
     pooled, rows, subjects = [], [], []
     for at in range(max(len(fold["results"]) for fold in study.folds)):
-        answers, labels = answers_of(study, at, unit)
+        answers, labels = answers_of(study, at)
         stamps = [_result(fold, at)["stamp"] for fold in study.folds]
-        one = pool(answers, labels, seed=stamps[0]["seed"])
+        one = pool(answers, labels, seed=study.seed)
         folds = by_fold(answers, labels)
         stamp = _stamp_of_all(stamps, study.splits)
         mean = mean_over_folds(folds) if study.made.name in OWN_WAY else None
-        pooled.append({"stamp": stamp, **one, "by": unit, "mean_over_folds": mean})
+        pooled.append({"stamp": stamp, **one, "by": by, "mean_over_folds": mean})
         rows += [{**row, "stamp": own} for row, own in zip(folds, stamps, strict=True)]
         subjects = subjects or by_subject(answers)
     return {
@@ -83,7 +84,7 @@ def results_of(study: Study) -> dict[str, Any]:
     }
 
 
-def answers_of(study: Study, at: int, unit: Group) -> tuple[list[Answer], list[str]]:
+def answers_of(study: Study, at: int) -> tuple[list[Answer], list[str]]:
     """The answers to every test clip under the `at`-th selection rule, and the classes in order."""
     answers: list[Answer] = []
     labels: list[str] = []
@@ -94,18 +95,13 @@ def answers_of(study: Study, at: int, unit: Group) -> tuple[list[Answer], list[s
         if labels and classes != labels:
             raise ValueError(f"{file} has the classes {classes}, other folds have {labels}")
         labels = classes
-        answers += _answers(fold, found, unit, file)
+        answers += _answers(fold, found, file)
     return answers, labels
 
 
 def _result(fold: Mapping[str, Any], at: int) -> Mapping[str, Any]:
     """Of the `at`-th selection rule; a fold that had no validation has the last step alone."""
     return fold["results"][min(at, len(fold["results"]) - 1)]
-
-
-def _unit(made: Protocol) -> Group:
-    """What the bootstrap draws whole: the first that all clips name."""
-    return next(unit for unit in UNITS if all(clip.group(unit) for clip in made.clips))
 
 
 def _read(file: Path) -> tuple[dict[str, tuple[str, str]], list[str]]:
@@ -117,9 +113,7 @@ def _read(file: Path) -> tuple[dict[str, tuple[str, str]], list[str]]:
     return found, names[names.index("prediction") + 1 :]
 
 
-def _answers(
-    fold: Fold, found: Mapping[str, tuple[str, str]], unit: Group, file: Path
-) -> list[Answer]:
+def _answers(fold: Fold, found: Mapping[str, tuple[str, str]], file: Path) -> list[Answer]:
     """One for every test clip of the fold."""
     if strange := set(found) - {clip.key for clip in fold.test}:
         raise ValueError(
@@ -135,8 +129,8 @@ def _answers(
         subject = (
             None if clip.subject is None else "/".join(filter(None, clip.group("subject") or ()))
         )
-        group = json.dumps(clip.group(unit))
-        answers.append(Answer(fold.name, clip.name, clip.label or "", prediction, group, subject))
+        unit = json.dumps(clip.unit())
+        answers.append(Answer(fold.name, clip.name, clip.label or "", prediction, unit, subject))
     return answers
 
 
@@ -144,13 +138,14 @@ def _stamp_of_all(stamps: Sequence[Mapping[str, Any]], splits: Mapping[str, str]
     """The stamp of what is pooled; where folds differ it names all that occurs."""
     known = {name: sorted({json.dumps(s[name]) for s in stamps}) for name in stamps[0]}
     rules = sorted({stamp["selection"] for stamp in stamps})
+    seeds = sorted({stamp["seed"] for stamp in stamps})
     text = "".join(f"{name} {digest}\n" for name, digest in sorted(splits.items()))
     return {
         "protocol": stamps[0]["protocol"],
         "fold": "all",
         "selection": " and ".join(rules),
         "privileged": sorted({given for stamp in stamps for given in stamp["privileged"]}),
-        "seed": stamps[0]["seed"],
+        "seed": seeds[0] if len(seeds) == 1 else f"{seeds[0]} … {seeds[-1]}",
         "code": " and ".join(json.loads(code) for code in known["code"]),
         "splits": hashlib.sha256(text.encode()).hexdigest(),
     }
@@ -167,6 +162,6 @@ def _protocol(made: Protocol) -> dict[str, Any]:
         "labels": list(made.labels),
         "apart": made.apart,
         "each_once": made.each_once,
-        "validation_by": sorted({fold.validation_by for fold in made.folds} - {""}),
+        "validation_by": sorted({in_words(fold.validation_by) for fold in made.folds} - {""}),
         "notes": list(made.notes),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ def read_annotations(
             annotation = _annotation(row)
             path = inside(videos, relative)
             frames = _frames(path, row.get("fps", ""), fps)
-            if frames is None and not path.is_file():
+            if frames is None and not os.path.isfile(path):
                 raise InputError(f"is not a file in {videos}")
             if (relative, annotation.marks.get("onset")) in seen:
                 raise InputError("is listed twice")
@@ -167,7 +168,7 @@ def _votes(cell: str) -> dict[str, int] | None:
 
 
 def _frames(path: Path, cell: str, fps: float | None) -> FrameFolder | None:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # no error where a folder on the way may not be entered
         return None
     try:
         rate = float(cell) if cell else fps

@@ -64,13 +64,15 @@ def plan_clips(
     plan = []
     for subject in range(subjects):
         face_seed = _derive(seed, 1, subject)
+        # Labels cycle: numbered in their order, the names of the files would tell them.
+        numbers = np.random.default_rng(_derive(seed, 4, subject)).permutation(clips)
         for index in range(clips):
             which = (index + subject * clips) % len(LABELS)
             session = index // len(LABELS)
             name = f"s{subject:03d}"
             plan.append(
                 PlannedClip(
-                    path=f"{name}/{name}_{index:03d}.mp4",
+                    path=f"{name}/{name}_{numbers[index]:03d}.mp4",
                     label=LABELS[which],
                     strength=float(strengths[(session + subject + which) % len(strengths)]),
                     subject=subject,
