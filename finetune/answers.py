@@ -33,7 +33,7 @@ class PredictConfig:
     out: str = "runs/prediction"
     """Folder for `predictions.json` and the pictures."""
     onset: float | None = None
-    """Seconds into the video, for a network that looks at onset and apex; None has them spotted."""
+    """Seconds into the video, for HSTA and FaceSleuth-R alone; None has onset and apex spotted."""
     apex: float | None = None
     """Seconds into the video; goes with onset."""
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(experiment="predict"))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.models import Network, build
-from finetune.models.configs import privileged
+from finetune.models.configs import unanswerable
 from finetune.pictures import importance_strip, pair_picture, png
 from finetune.prediction import Prediction
 from finetune.predictor_config import PredictorConfig, artifact_folder, save_predictor
@@ -94,7 +94,8 @@ class Predictor:
         """Answers in order, each as soon as it is known. An unusable video gets a reason.
 
         Args:
-            marks: onset and apex, where they are known; of networks that look at them alone.
+            marks: onset and apex, where they are known; others than networks that look at them give
+                a reason instead of an answer.
         """
         for video in videos:
             yield self._answer(video, pictures=pictures, marks=marks)
@@ -140,11 +141,17 @@ class Predictor:
 
     def _answer(self, video: Video, *, pictures: bool, marks: Marks | None) -> Prediction:
         name = video if isinstance(video, str) else "bytes"
-        if needed := privileged(self.config.encoder):
+        if needed := unanswerable(self.config.encoder):
             return Prediction(
                 name,
                 reason=f"this model takes {', '.join(needed)} as an input, which no video shows",
                 action="measure it on annotated shards, or train one without that input",
+            )
+        if marks is not None and not self.config.encoder.pair:
+            return Prediction(
+                name,
+                reason="onset and apex are given, and a video transformer does not look at them",
+                action="leave them out, or ask a model of HSTA or FaceSleuth-R",
             )
         if not isinstance(video, bytes) and not os.path.isfile(video):
             return Prediction(name, reason="there is no such file", action=NO_FILE)

@@ -224,7 +224,8 @@ def _units(
     one sources, else single clips. Of one subject alone, sources; of one source, clips."""
     kinds = kinds_of(clips, among)
     # With the seed, names decide what is held out: those of a single kind stay as they are.
-    groups = _by(clips, lambda c: c.unit(among) if len(kinds) > 1 else c.group(kinds[0]))
+    mixed = len(kinds) > 1
+    groups = _by(clips, lambda clip: clip.unit(among) if mixed else clip.unit(among)[1])
     return (kinds, groups) if len(groups) > 1 else _units(clips, among[1:])
 
 

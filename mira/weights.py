@@ -50,7 +50,7 @@ def load_public(
     """
     if isinstance(source, Mapping):
         return canonical(source, allow_zero_bias=allow_zero_bias)
-    path = _weights_file(Path(source))
+    path = weights_file(Path(source))
     try:
         return canonical(_read(path), allow_zero_bias=allow_zero_bias)
     except ValueError as error:
@@ -157,8 +157,11 @@ def _plain(state: Mapping[str, Tensor]) -> State:
     return {name: t.detach().cpu().clone().contiguous() for name, t in state.items()}
 
 
-def _weights_file(path: Path) -> Path:
-    """The file to read: the path itself, or the one in the folder it names."""
+def weights_file(path: Path) -> Path:
+    """The file to read: the path itself, or the one in the folder it names.
+
+    Raises FileNotFoundError where there is none.
+    """
     if path.is_file():
         return path
     names = ("model.safetensors", "pytorch_model.bin")

@@ -66,7 +66,7 @@ class Cache:
 
     def drop(self, digest: str) -> None:
         """Forget a file, for whoever has found it damaged; who has it open reads on."""
-        (self.folder / digest).unlink(missing_ok=True)
+        (self._root / digest).unlink(missing_ok=True)
 
     @property
     def _root(self) -> Path:

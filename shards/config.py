@@ -31,7 +31,8 @@ class DataConfig:
     their ratios matter. None takes every sample once an epoch."""
     balance: float | None = None
     """Training shows a class of n clips in proportion to n^(1 - balance): 1 makes all classes
-    equal, 0 changes nothing but that clips without a label are left out; None is off."""
+    equal, 0 changes nothing but that clips without a label are left out; None is off. It needs
+    every index, whatever allow_missing says."""
     repeats: int = 1
     """Views of each decoded clip in training, in the same micro-batch (repeated augmentation).
     They are not counted in global_batch and micro_batch, nor in the rule for the learning rate."""
@@ -58,10 +59,12 @@ class DataConfig:
     seed: int = 0
     """Of the order of samples and of every random choice about them."""
     max_failed_share: float = 0.01
-    """The run stops when more than this share of its samples cannot be read."""
+    """The run stops when more than this share of its samples cannot be read. Of several workers
+    each judges by what it reads itself: it stops the run at twice its part of these and 20 more."""
     allow_missing: int = 0
     """So many whole shards may be lost: their samples keep their places with weight 0 and go to the
-    ledger. One more ends the run."""
+    ledger. One more ends the run. What is lost in a folder shows at the start; of a shard that is
+    lost later, or from a URL, only the workers that read it know, and each counts by itself."""
     skip: tuple[str, ...] = ()
     """Ledgers of earlier runs: the samples they name keep their places with weight 0, untried."""
     cache: str | None = None

@@ -113,16 +113,17 @@ def units_present(annotated: Sequence[str], columns: Sequence[str]) -> NDArray[n
 
     Everything is unknown where nothing was annotated: no list is not an empty face. So is a unit
     that the coder doubted ("14?") or that is one of several ("12/15"), unless it is also annotated
-    without doubt.
+    without doubt. "04" is 4, in the record and as a column.
     """
     if not annotated:
         return np.full(len(columns), np.nan, np.float32)
     sure: set[str] = set()
     doubted: set[str] = set()
     for item in annotated:
-        numbers = re.findall("[0-9]+", item)
+        numbers = [str(int(digits)) for digits in re.findall("[0-9]+", item)]
         (doubted if "?" in item or len(numbers) > 1 else sure).update(numbers)
-    values = [1.0 if c in sure else np.nan if c in doubted else 0.0 for c in columns]
+    asked = [str(int(column)) for column in columns]
+    values = [1.0 if c in sure else np.nan if c in doubted else 0.0 for c in asked]
     return np.array(values, dtype=np.float32)
 
 

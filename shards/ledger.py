@@ -4,7 +4,9 @@
 
 Owns the file's form, writing and reading. Refuses to decide what happens to a run that has many of
 them. A sample is known by its key and the sha256 of its tar: wherever the shard lies, the line
-means the same, and a shard that is written anew is tried anew. `path` is the source's, for ingest.
+means the same, and a shard with other bytes is tried anew. One that was damaged and is restored has
+the bytes it had and is still named, so a ledger that `ingest --redo` has taken is done. `path` is
+the source's, for ingest.
 """
 
 from __future__ import annotations

@@ -1,12 +1,16 @@
 """The samples that a configuration names: folders opened, shards counted, splits looked up.
 
-Owns what is refused before anything is read: no sample of a split, shards that are lost, clips that
-a split file names and nobody has. Refuses to know order, decoding and batches.
+Owns what is refused before anything is read: no sample of a split, shards that are lost, classes
+that are lost with them, clips that a split file names and nobody has. Refuses to know order,
+decoding and batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shards.config import DataConfig
 from shards.index import ShardLost
@@ -60,14 +64,29 @@ def _check_split(data: DataConfig, manifests: Sequence[Manifest], chosen: SplitF
 
 
 def _check_absent(data: DataConfig, collection: Collection) -> None:
-    """ValueError where the split file names clips that are not there."""
-    if collection.absent and not data.allow_missing:
+    """ValueError where the split file names more clips that are not there than lost shards have."""
+    sizes = [shard.samples for m in collection.manifests for shard in m.shards]
+    hidden = sum(sizes[shard] for shard in collection.unindexed)
+    if len(collection.absent) > hidden:
         names = few([shown(name) for name in collection.absent])
+        known = f" (lost shards can have {hidden} of them)" if hidden else ""
         raise ValueError(
             f"data.splits: {data.splits} names {count(len(collection.absent), 'clip')} that "
-            f"{', '.join(data.shards)} do not have: {names}. Add the folders that have them, or "
-            "write the file for these; data.allow_missing lets them be missing"
+            f"{', '.join(data.shards)} do not have{known}: {names}. Add the folders that have "
+            "them, or write the file for these"
         )
+
+
+def classes_to_balance(collection: Collection) -> list[NDArray[np.int32]]:
+    """The classes of `Collection.classes`, for `data.balance`: how often a clip is shown depends on
+    all of them, so ShardLost where an index is lost, whatever `data.allow_missing` says."""
+    classes = collection.classes
+    if lost := collection.unindexed:
+        raise ShardLost(
+            f"data.balance needs the classes of every clip: {next(iter(lost.values()))}. `ingest … "
+            "--redo LEDGER` makes a lost index anew; without it leave data.balance None"
+        )
+    return classes
 
 
 def check_lost(data: DataConfig, lost: list[ShardLost]) -> None:

@@ -73,10 +73,11 @@ class Collection:
         self.manifests = tuple(manifests)
         self.lost: dict[int, ShardLost] = dict(lost or {})
         """Shards that are not there, those that this process has met included."""
+        self.unindexed: dict[int, ShardLost] = {}
+        """Those of them that lack their index, as far as one was asked for it."""
         self._first = np.cumsum([0] + [len(m.shards) for m in manifests])
         self._class = {name: i for i, name in enumerate(self.labels)}
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._unindexed: dict[int, ShardLost] = {}
         self._skip = skip or {}
         self._survey: Survey | None = None
         self._chosen = None if chosen is None else (chosen.place, chosen.sha256)
@@ -185,7 +186,7 @@ class Collection:
         found = survey(self.manifests, split=split, classes=self._class, chosen=chosen)
         self._survey = found
         self.lost = {**found.lost, **self.lost}
-        self._unindexed |= found.lost
+        self.unindexed |= found.lost
         return found
 
     def _locate(self, shard: int) -> tuple[Manifest, int]:
@@ -226,14 +227,14 @@ class Collection:
         return held.tar
 
     def _opened(self, shard: int) -> _OpenShard:
-        if shard in self._unindexed:
-            raise ShardLost(str(self._unindexed[shard]))
+        if shard in self.unindexed:
+            raise ShardLost(str(self.unindexed[shard]))
         if shard not in self._open:
             manifest, i = self._locate(shard)
             try:
                 self._open[shard] = self._with_room(shard, lambda: _OpenShard(manifest, i))
             except ShardLost as error:
-                self.lost[shard] = self._unindexed[shard] = error
+                self.lost[shard] = self.unindexed[shard] = error
                 raise
         held = self._open[shard]
         held.used = time.monotonic()

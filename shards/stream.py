@@ -23,13 +23,16 @@ from shards.clips import Clips, Trouble
 from shards.config import DataConfig
 from shards.index import ShardLost
 from shards.ledger import Failure, Ledger
-from shards.opening import check_lost, open_collection
+from shards.opening import check_lost, classes_to_balance, open_collection
 from shards.order import Balance, Mixture, Order, check_micro_batch, check_world
 from shards.places import Places
 from shards.reader import Collection
 from shards.workers import deaths_explained, prepare, start_context, without_main
 
 __all__ = ["ClipStream", "DataConfig", "TooManyFailures", "open_clips", "open_collection"]
+
+BY_CHANCE = 20
+"""Unreadable samples that one of several ranks may meet whatever its part of them all."""
 
 
 class TooManyFailures(RuntimeError):
@@ -90,7 +93,7 @@ def _mixture(data: DataConfig, collection: Collection) -> Mixture | None:
 
 
 def _balance(data: DataConfig, collection: Collection) -> Balance | None:
-    return None if data.balance is None else Balance(collection.classes, data.balance)
+    return None if data.balance is None else Balance(classes_to_balance(collection), data.balance)
 
 
 def _check_cache(data: DataConfig, collection: Collection, world: int) -> None:
@@ -226,16 +229,28 @@ class ClipStream:
         allowed = self._data.max_failed_share
         # The share may be used up early, but where hardly anything can be read, why go on?
         hopeless = self.failed > max(20, max(allowed, 0.5) * self.served)
-        if hopeless or len(self.unreadable) > allowed * self.samples:
+        if hopeless or len(self.unreadable) > self._tolerated():
             raise TooManyFailures(self._complaint())
+
+    def _tolerated(self) -> float:
+        """Unreadable samples that this rank may meet.
+
+        A rank knows of its own alone: `max_failed_share` of its part of an epoch, or of what it was
+        served since. They do not lie evenly, as a shard is read in one go: twice that is allowed.
+        """
+        allowed = self._data.max_failed_share
+        seen = max(self.samples / self._places.world, self.served)
+        return min(allowed * self.samples, 2 * allowed * seen + BY_CHANCE)
 
     def _complaint(self) -> str:
         known = itertools.islice(self.unreadable.values(), 3)
         first = "; ".join(f"{f.key} in {f.shard}: {f.reason}" for f in known)
         ledger = self._ledger.path if self._ledger is not None else "not kept"
+        world = self._places.world
+        each = f" one of {world} workers ({self._tolerated():.0f})" if world > 1 else ""
         return (
             f"{len(self.unreadable)} of {self.samples} samples cannot be read, which is more than "
-            f"data.max_failed_share {self._data.max_failed_share} allows. First: {first}. "
+            f"data.max_failed_share {self._data.max_failed_share} allows{each}. First: {first}. "
             f"Ledger: {ledger}. `python -m shards verify DIR` tells damaged shards, `python -m "
             "shards ingest … --redo LEDGER` makes them anew; or allow a larger share"
         )

@@ -33,7 +33,15 @@ def predicted_units(config: NetworkConfig) -> tuple[str, ...]:
 
 
 def privileged(config: NetworkConfig) -> list[str]:
-    """Inputs that no camera gives, to stamp results with."""
+    """What evaluation takes from annotations for the network, to stamp results with.
+
+    Of a video alone onset and apex are spotted; without the units it is not answered at all.
+    """
+    return (["onset and apex"] if config.pair else []) + unanswerable(config)
+
+
+def unanswerable(config: NetworkConfig) -> list[str]:
+    """Inputs that annotations alone give: without them the network cannot be asked."""
     return ["action_units"] if "units" in config.inputs else []
 
 

@@ -93,10 +93,10 @@ def looked(importance: Array, frames: Array, marks: Array) -> Looked:
         frames: int64 [views, T], T a multiple of F: which frame of the video each is.
         marks: onset, apex, offset as such frames.
     """
-    tubelet = frames.shape[1] // importance.shape[2]
-    share = within(frames, marks).reshape(len(frames), -1, tubelet).mean(2)  # [views, F]
-    places = [apex_place(at, int(marks[1])) for at in frames]
-    hits = [won(importance[v], p // tubelet) for v, p in enumerate(places) if p is not None]
+    tubelets = importance.shape[2]
+    share = within(frames, marks).reshape(len(frames), tubelets, -1).mean(2)  # [views, F]
+    holds = apex_tubelets(frames, int(marks[1]), tubelets)
+    hits = [won(importance[v], at) for v, at in enumerate(holds) if at is not None]
     return Looked(
         np.einsum("vlf,vf->l", importance, share) / len(frames),
         np.mean(hits, axis=0) if hits else np.full(importance.shape[1], np.nan),
@@ -112,6 +112,14 @@ def won(importance: Array, tubelet: int) -> Array:
     """[L, F] to [L]: 1 where this tubelet has the most, 1/n where it is one of n that do."""
     best = importance == importance.max(1, keepdims=True)
     return best[:, tubelet] / best.sum(1)
+
+
+def apex_tubelets(frames: Array, apex: int, tubelets: int) -> list[int | None]:
+    """The tubelet [0, F) that holds the apex in every view, frames [views, T]; None where the view
+    does not reach it."""
+    places = [apex_place(at, apex) for at in frames]
+    size = frames.shape[1] // tubelets
+    return [None if place is None else place // size for place in places]
 
 
 def apex_place(frames: Array, apex: int) -> int | None:

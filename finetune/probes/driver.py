@@ -22,7 +22,7 @@ from finetune.outputs import Outputs
 from finetune.pictures import confusion_matrix_picture
 from finetune.probes.features import FeatureMeter, Features, FeatureTask, joined
 from finetune.probes.figures import probe
-from finetune.probes.networks import Frozen, Sizes, open_network
+from finetune.probes.networks import Frozen, Sizes, open_network, weights_of
 from launch.cluster import ClusterConfig, WorkerContext
 from launch.config import absolute_paths, from_dict
 from launch.engine import evaluate
@@ -119,7 +119,7 @@ def run(config: ProbeConfig) -> dict[str, Any]:
     uri = store_uri(config.tracking.uri, str(output))
     local = fetch(config.model, uri=uri, into=output / ".fetched").absolute()
     open_network(local, config.sizes, random=0 if config.random else None)  # errors are told here
-    inputs["model"] = local / "model.safetensors" if local.is_dir() else local
+    inputs["model"] = weights_of(local)
     config = replace(config, model=str(local))
     result = drive(measure, config, seed=config.seed, inputs=inputs, publish=lambda *_: {})
     tell(result, output)

@@ -52,16 +52,20 @@ def attention_on(
     """Where attention lies, over the clips with annotated onset, apex and offset.
 
     Shares from onset to offset count clips with sampled frames both inside and outside: where all
-    lie inside, any importance does. Hits count clips of which some view reaches the apex.
+    lie inside, any importance does. Hits count clips of which some view reaches the apex; what they
+    are worth depends on how much the places of apexes differ, so the best constant guess stands
+    beside them.
 
     Args:
         layers: names of the framed layers; framewise: which have MiRA's core.
-        frames: F, tubelets along time; an equal guess hits one in F.
+        frames: F, tubelets along time.
 
     Returns:
-        `clips`, `informative`; `uniform`; `received` of plain attention: the mean over layers;
-        `layers` each; and with MiRA's core `importance`, the mean over its layers, and
-        `importance_over_received`, against plain attention's mean over the same layers.
+        `clips`, `informative`; `equal_hit`, 1 / F, hits of equal importance; `constant_hit`, of the
+        one tubelet that would hit most of the same clips, None without any; `uniform`; `received`
+        of plain attention: the mean over layers; `layers` each; and with MiRA's core `importance`,
+        the mean over its layers, and `importance_over_received`, against plain attention's mean
+        over the same layers.
     """
     there = [row for row in rows if row.attention is not None]
     own = [name for name, mira in zip(layers, framewise, strict=True) if mira]
@@ -69,7 +73,8 @@ def attention_on(
         "clips": len(there),
         "without_marks": len(rows) - len(there),
         "informative": sum(_informative(row) for row in there),
-        "chance_of_a_hit": 1 / frames,
+        "equal_hit": 1 / frames,
+        "constant_hit": _constant_hit(there, frames),
         "people": len(set(numbered([row.person for row in there]))),
     }
     if not there:
@@ -142,6 +147,13 @@ def _attention(row: Row) -> Any:
 
 def _informative(row: Row) -> bool:
     return 0 < _attention(row).uniform < 1
+
+
+def _constant_hit(rows: Sequence[Row], frames: int) -> float | None:
+    """The most hits that always naming one tubelet gets, a clip's views shared as in `looked`."""
+    reached = [apex for row in rows if (apex := _attention(row).apex)]
+    shares = [np.bincount(apex, minlength=frames) / len(apex) for apex in reached]
+    return float(np.mean(shares, axis=0).max()) if shares else None
 
 
 def _figures(truth: np.ndarray, answers: np.ndarray, classes: int) -> dict[str, float]:

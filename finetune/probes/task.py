@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from finetune.inputs import inputs_of
 from finetune.outputs import Outputs
-from finetune.probes.apex import Layer, Looked, Readings, framed, looked, read, within
+from finetune.probes.apex import (
+    Layer,
+    Looked,
+    Readings,
+    apex_tubelets,
+    framed,
+    looked,
+    read,
+    within,
+)
 from finetune.probes.collecting import Clips, gathered, person
 from finetune.probes.manipulations import AS_IS, manipulated, names
 from mira.tubelets import normalise
@@ -49,6 +58,8 @@ class Attention:
     """Of the M layers with MiRA's core, and behind them of their mean."""
     received: Looked
     """Of all L layers, behind them of their mean, and last of the mean of the M layers above."""
+    apex: tuple[int, ...]
+    """The tubelet that holds the apex in each view that reaches it."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +180,10 @@ class TemporalMeter:
         plain = [shares, shares.mean(1, keepdims=True)]
         if self._own:
             plain.append(shares[:, self._own].mean(1, keepdims=True))
+        holds = apex_tubelets(frames, int(marks[1]), shares.shape[2])
         return Attention(
             float(within(frames, marks).mean()),
             looked(np.concatenate([own, *means], 1), frames, marks),
             looked(np.concatenate(plain, 1), frames, marks),
+            tuple(at for at in holds if at is not None),
         )

@@ -143,10 +143,12 @@ def tell(result: dict[str, Any]) -> None:
         )
     attention = result.get("attention", {})
     if attention.get("informative"):
-        even, chance = attention["uniform"]["value"], attention["chance_of_a_hit"]
+        even, equal = attention["uniform"]["value"], attention["equal_hit"]
         print(
-            f"  from onset to offset: equal shares put {even:.1%} there, hit the apex {chance:.1%}"
+            f"  from onset to offset: equal shares put {even:.1%} there, hit the apex {equal:.1%}"
         )
+        if (constant := attention["constant_hit"]) is not None:
+            print(f"    always the same tubelet, the best one, hits the apex {constant:.1%}")
         for which in ("importance", "received"):
             if found := attention.get(which):
                 over = points(found["over_uniform"])
@@ -174,25 +176,30 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
     for which in ("importance", "received"):
         reading = result.get("attention", {}).get(which, {})
         found |= {f"{which}/{what}": v["value"] for what, v in reading.items() if v is not None}
+    if (constant := result.get("attention", {}).get("constant_hit")) is not None:
+        found["constant_hit"] = constant
     return found | {name: result[name] for name in ("clips", "unread", "coverage")}
 
 
 def write_rows(
     path: Path, rows: Sequence[Row], names: Sequence[str], labels: Sequence[str]
 ) -> None:
-    """A row a clip: its answer under every manipulation, and where attention lay."""
+    """A row a clip: its answer under every manipulation, where attention lay, and `apex_place`, the
+    tubelet that holds the apex, of the first view that reaches it."""
     aside = path.with_name(f".{path.name}.writing")
     with aside.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["dataset", "key", "subject", "label", *names, "uniform", "inside", "hit"])
+        looks = ("uniform", "inside", "hit", "apex_place")
+        table.writerow(["dataset", "key", "subject", "label", *names, *looks])
         for row in rows:
             answers = [labels[row.answers[n]] if n in row.answers else "" for n in names]
             truth = labels[row.label] if row.label >= 0 else ""
             looked = row.attention
-            where = ["", "", ""]
+            where = [""] * len(looks)
             if looked is not None:  # the mean over MiRA's layers; of a plain network over all
                 mean = looked.importance if len(looked.importance.inside) else looked.received
                 last = [mean.inside[-1], mean.hit[-1]]
-                where = [f"{x:.4f}" for x in (looked.uniform, *last)]
+                first = str(looked.apex[0]) if looked.apex else ""
+                where = [*(f"{x:.4f}" for x in (looked.uniform, *last)), first]
             table.writerow([row.dataset, row.key, row.person or "", truth, *answers, *where])
     aside.replace(path)

@@ -73,8 +73,10 @@ class Clip:
     def unit(self, among: Sequence[Group] = UNITS) -> tuple[Group, tuple[str, str]]:
         """The first of these kinds of group that the clip names, and the group; (clip, id) where
         it names none."""
-        known = ((by, self.group(by)) for by in among)
-        return next(((by, group) for by, group in known if group), ("clip", self.id))
+        for by in among:
+            if group := self.group(by):
+                return by, group
+        return "clip", self.id
 
 
 def kinds_of(clips: Iterable[Clip], among: Sequence[Group] = UNITS) -> tuple[Group, ...]:

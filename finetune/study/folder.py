@@ -24,7 +24,9 @@ from shards.index import write_aside
 
 NO_MATTER = ("cluster", "tracking", "out", "retries", "at_once", "accept_code", "init", "cache")
 NO_MATTER += ("shards", "loader_workers", "prefetch", "cache_gb", "retry_seconds")
-"""Fields that change no result: what is read is known by its hashes."""
+NO_MATTER += ("skip", "max_failed_share")
+"""Fields that change no result: what is read is known by its hashes, what cannot be read by the
+coverage; a study that it ends goes on with the ledger."""
 
 
 def split_tables(made: Protocol) -> dict[str, bytes]:

@@ -54,7 +54,8 @@ def pool(answers: Sequence[Answer], labels: Sequence[str], *, seed: int = 0) -> 
     UF1 is the mean over classes of 2 TP / (2 TP + FP + FN), UAR the mean of TP / n, WAR the share
     of right answers, all from counts over every fold; `coverage` is the share of test clips that
     were answered. The intervals hold 95 % of 2000 bootstrap samples, each as many units (subjects)
-    as there are, drawn with replacement.
+    as there are, drawn with replacement; a class that a sample lacks counts with its own figure of
+    all folds (`bootstrap.figures_of`).
 
     Raises ValueError where nothing was answered.
     """
@@ -89,10 +90,10 @@ def intervals(
     each = each[each.any(1)].astype(np.float64)  # [units, C · C], of those with an answer
     if len(each) < 2:
         return dict.fromkeys(FIGURES)
-    some = []
+    whole, some = each.sum(0).reshape(len(labels), len(labels)), []
     for part in range(DRAWS // PART):
         times = draws(len(each), seed=seed * DRAWS + part, count=PART)
-        some.append(figures_of((times @ each).reshape(PART, len(labels), len(labels))))
+        some.append(figures_of((times @ each).reshape(PART, *whole.shape), whole=whole))
     ends = [(1 - COVER) / 2, (1 + COVER) / 2]
     return {
         name: np.quantile(np.concatenate([one[theirs] for one in some]), ends).tolist()

@@ -51,8 +51,8 @@ def _about(protocol: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     once = "Every clip is tested by exactly one fold." if protocol["each_once"] else ""
     ends = (
         "Figures are in per cent, in brackets 95 % of 2000 bootstrap samples of "
-        f"{first['units']:,} groups, by {first['by']}. UF1, UAR and WAR come from the counts of all folds, "
-        "never from a mean of folds."
+        f"{first['units']:,} groups, by {first['by']}. UF1, UAR and WAR come from the counts of "
+        "all folds, never from a mean of folds."
     )
     return " ".join(filter(None, (once, apart, kept if protocol["validation_by"] else "", ends)))
 

@@ -46,16 +46,40 @@ def written_aside(
     """The folder beside `out` to write into: a new one, or that of a stopped run of this request.
 
     Gone afterwards if `publish` renamed its shards, or if it holds no finished shard. `expected`
-    bytes must be free for a new one. Raises InputError where `out` may not be written.
+    bytes must be free for a new one. `out` is no link, as the folder itself is renamed. Raises
+    InputError where `out` may not be written.
     """
     from shards.ingest.write import room_for
 
+    if os.path.ismount(out):
+        raise InputError(
+            f"{out} is a mount point, which cannot be renamed as a finished folder is; name a "
+            f"folder inside it, such as {out / 'shards'}"
+        )
+    with _alone(out) as root:
+        _mend(out)
+        refuse(out, overwrite=overwrite)
+        afresh = restart or not finished_shards(root)
+        with room_for(root.parent, expected if afresh else 0):
+            if afresh:
+                _clear(root, but=LOCK)
+            aside = _opened(root, request)
+            try:
+                yield aside
+            finally:
+                aside.journal.close()
+                _leave(aside, root)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[Path]:
+    """The folder beside `out`, locked; gone afterwards if it holds no finished shard."""
+    from shards.ingest.write import room_for
+
     root = aside_of(out)
-    mend(out)
-    refuse(out, overwrite=overwrite)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with room_for(root.parent, 0 if finished_shards(root) and not restart else expected):
+        with room_for(root.parent, 0):
             lock = _locked(root, out)
     except PermissionError as error:
         raise InputError(
@@ -64,15 +88,7 @@ def written_aside(
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{error.filename} is in the way; choose another --out") from None
     try:
-        if restart or not finished_shards(root):
-            _clear(root, but=LOCK)
-        aside = _opened(root, request)
-        try:
-            with room_for(root, 0):
-                yield aside
-        finally:
-            aside.journal.close()
-            _leave(aside, root)
+        yield root
     finally:
         if not finished_shards(root):
             shutil.rmtree(root, ignore_errors=True)
@@ -80,8 +96,9 @@ def written_aside(
 
 
 def aside_of(out: Path) -> Path:
-    """Where the unfinished shards of `out` lie."""
-    return out.absolute().parent / f".{out.name}.partial-ingest"
+    """Where the unfinished shards of `out` lie: where it leads, if it is a link."""
+    folder = Path(os.path.realpath(out))
+    return folder.parent / f".{folder.name}.partial-ingest"
 
 
 def unfinished(out: Path) -> str:
@@ -157,12 +174,16 @@ def refuse(out: Path, *, overwrite: bool) -> None:
     """InputError unless `out` is free, an empty folder, or shards that may be overwritten."""
     if not out.exists() and not out.is_symlink():
         return
-    if out.is_dir() and not any(out.iterdir()):
+    if _is_empty(out):
         return
     if not out.is_dir() or not _is_ours(out):
         raise InputError(f"{out} exists and is no shard folder; choose another --out")
     if not overwrite:
         raise InputError(f"{out} holds shards already; choose another --out, or add --overwrite")
+
+
+def _is_empty(out: Path) -> bool:
+    return out.is_dir() and not any(out.iterdir())
 
 
 def _is_ours(out: Path) -> bool:
@@ -194,10 +215,28 @@ def _replaced(root: Path) -> Path:
 
 
 def mend(out: Path) -> None:
-    """Undoes what a kill between the renames of `publish` left."""
+    """Undoes what a kill amid `publish` left, before `out` is read.
+
+    Raises InputError where a run is at it: what it holds aside is not left over.
+    """
+    if _replaced(aside_of(out)).exists():
+        with _alone(out):
+            _mend(out)
+
+
+def _mend(out: Path) -> None:
+    """`mend`, under the lock. Older shards go only where newer ones are complete."""
     old = _replaced(aside_of(out))
-    if old.exists():
-        if out.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(out)
+    if not old.exists():
+        return
+    if _is_ours(out):
+        shutil.rmtree(old)
+        return
+    if _is_empty(out):
+        out.rmdir()
+    if out.exists():
+        raise InputError(
+            f"{out} is in the way of the shards of that name, which a kill left in {old}; move it "
+            "elsewhere, and the same command puts them back"
+        )
+    old.rename(out)

@@ -101,8 +101,8 @@ def redo(
         made = made_of(items, aside.work, settings, start=0, jobs=jobs, ray=ray)
         remake = Remake(out, manifest, listed.items, known, settings, aside)
         remake.write(todo, made, progress)
-        remake.complete(plan)
-        found = _summary(out, manifest, plan, remake, named, before)
+        written = remake.complete(plan)
+        found = _summary(out, manifest, written, plan, remake, named, before)
         publish(aside.shards, out)
         remake.sweep()
     return found
@@ -142,13 +142,14 @@ def _request(
 def _summary(
     out: Path,
     manifest: Manifest,
+    written: Manifest,
     plan: Sequence[Torn],
     remake: Remake,
     named: Mapping[str, Named],
     before: int,
 ) -> Redone:
     pairs = zip(plan, remake.finished, strict=True)
-    notes = [*_notes(manifest, named)]
+    notes = [*_notes(manifest, written, named)]
     notes += [f"went on after {before} shards of a run that was stopped"] * bool(before)
     return Redone(
         out=out,
@@ -160,7 +161,17 @@ def _summary(
     )
 
 
-def _notes(manifest: Manifest, named: Mapping[str, Named]) -> Iterator[str]:
+def _notes(manifest: Manifest, written: Manifest, named: Mapping[str, Named]) -> Iterator[str]:
+    yield (
+        "for this folder the ledger is done: do not give it as data.skip, which would leave out "
+        "clips that came back with the same bytes"
+    )
+    if written.sha256 != manifest.sha256:
+        yield (
+            "the folder's manifest changed: a training with checkpoints from before does not go on "
+            "with it; start it with a new --cluster.output, or, if files were only damaged, copy "
+            "sound ones back, manifest.json with them"
+        )
     if others := named.keys() - {shard.sha256 for shard in manifest.shards}:
         yield f"{len(others)} shards that the ledgers name are not, or no more, in this folder"
     now = versions()

@@ -154,8 +154,8 @@ class Remake:
         self._journal.refuse("video", row)
         self._journal.counts.refused += 1
 
-    def complete(self, plan: Sequence[Torn]) -> None:
-        """All that is not written anew, from the old folder; the manifest last.
+    def complete(self, plan: Sequence[Torn]) -> Manifest:
+        """All that is not written anew, from the old folder; the manifest last, which it returns.
 
         Raises IngestError where no sample would be left.
         """
@@ -173,7 +173,7 @@ class Remake:
             rows = {*_rejections(path), *refused}
             path.unlink(missing_ok=True)  # a link: the old folder's must stay
             write_rejected(path, list(rows))
-        write_manifest(
+        return write_manifest(
             self._aside.shards,
             shards,
             labels=self._manifest.labels,

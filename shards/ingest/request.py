@@ -60,6 +60,8 @@ def listing(
         notes.append("no split: add a column split, or --holdout test=0.2")
     if both := split_subjects(items):
         notes.append(f"{len(both)} subjects are in several splits, such as {both[0]}")
+    if both := split_subjects(items, "source_id"):
+        notes.append(f"{len(both)} sources are in several splits, such as {both[0]}")
     return Listing(items, refused, notes)
 
 

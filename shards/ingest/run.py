@@ -89,7 +89,7 @@ def ingest(
     """
     settings = with_model(settings or IngestSettings())
     check_loads(settings)
-    videos, out = Path(videos), Path(out)
+    videos, out = Path(videos), Path(os.path.realpath(out))  # a link cannot be replaced
     listed = listing(videos, annotations, collected, holdout or {})
     limits = {"samples": shard_samples, "size": shard_bytes}
     request, expected = request_of(listed, settings, **limits)

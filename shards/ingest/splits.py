@@ -1,56 +1,91 @@
-"""Splits by subject, and the order of labels. Arithmetic on names alone."""
+"""Splits by subject and source, and the order of labels. Arithmetic on names alone."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from shards.ingest.inputs import Annotation, InputError, Item
 
+Name = tuple[int, str]
+"""What a clip shows: 0 and its subject, 1 and its source, or 2 and its file."""
+
 
 def hold_out(items: Sequence[Item], shares: Mapping[str, float]) -> list[Item]:
-    """Gives every item a split: `shares` of the items by name, the rest "train", no subject in two.
+    """Gives every item a split: `shares` of the items by name, the rest "train".
 
-    Subjects (else sources, else files) are drawn in an order that depends on their names alone, so
-    that a collection that grows keeps most of its split.
+    No subject and no source is in two. What hangs together is drawn in an order that depends on
+    names alone, so that a collection that grows keeps most of its split.
     """
-    groups: dict[str, list[Item]] = {}
-    for item in items:
-        groups.setdefault(group_of(item), []).append(item)
-    if len(groups) <= len(shares):
+    group_of = groups(items)
+    sizes = Counter(group_of)
+    if len(sizes) <= len(shares):
         raise InputError(
-            f"--holdout wants {len(shares) + 1} splits of {len(groups)} subjects; one subject "
-            "cannot be in two splits, so more are needed"
+            f"--holdout wants {len(shares) + 1} splits of {len(sizes)} subjects (those of one "
+            "source count as one); one subject cannot be in two splits, so more are needed"
         )
-    order = sorted(groups, key=lambda g: hashlib.sha256(g.encode("utf-8", "replace")).hexdigest())
-    split_of: dict[str, str] = {}
+    order = sorted(sizes, key=_drawn)
+    split_of: dict[Name, str] = {}
     for left, (name, share) in zip(range(len(shares), 0, -1), shares.items(), strict=True):
         taken = 0
         while order and (not taken or taken < round(share * len(items))) and len(order) > left:
             group = order.pop(0)
             split_of[group] = name
-            taken += len(groups[group])
-    return [_with_split(item, split_of.get(group_of(item), "train")) for item in items]
+            taken += sizes[group]
+    return [
+        _with_split(item, split_of.get(group, "train"))
+        for item, group in zip(items, group_of, strict=True)
+    ]
 
 
-def group_of(item: Item) -> str:
-    """Whom or what the item shows: items of one group stay in one split."""
-    a = item.annotation
-    return (a and (a.subject_id or a.source_id)) or item.relative
+def groups(items: Sequence[Item]) -> list[Name]:
+    """The group of every item, called by its least name: what shares a subject or a source with
+    one of its items is of it too (connected components, by union-find)."""
+    above: dict[Name, Name] = {}
+
+    def top(name: Name) -> Name:
+        while (up := above.setdefault(name, name)) != name:
+            above[name] = above[up]  # shortens the way for the next
+            name = up
+        return name
+
+    for first, *others in map(_names, items):
+        for other in others:
+            low, high = sorted((top(first), top(other)))
+            above[high] = low
+    return [top(next(_names(item))) for item in items]
+
+
+def _names(item: Item) -> Iterator[Name]:
+    a = item.annotation or Annotation()
+    if a.subject_id:
+        yield 0, a.subject_id
+    if a.source_id:
+        yield 1, a.source_id
+    if not a.subject_id and not a.source_id:
+        yield 2, item.relative
+
+
+def _drawn(group: Name) -> tuple[str, Name]:
+    return hashlib.sha256(group[1].encode("utf-8", "replace")).hexdigest(), group
 
 
 def _with_split(item: Item, split: str) -> Item:
     return replace(item, annotation=replace(item.annotation or Annotation(), split=split))
 
 
-def split_subjects(items: Iterable[Item]) -> list[str]:
-    """Subjects that occur in more than one split."""
+def split_subjects(
+    items: Iterable[Item], by: Literal["subject_id", "source_id"] = "subject_id"
+) -> list[str]:
+    """Subjects, or sources, that occur in more than one split."""
     splits: dict[str, set[str | None]] = {}
     for item in items:
-        if item.annotation and item.annotation.subject_id:
-            splits.setdefault(item.annotation.subject_id, set()).add(item.annotation.split)
-    return sorted(subject for subject, names in splits.items() if len(names) > 1)
+        if item.annotation and (name := getattr(item.annotation, by)):
+            splits.setdefault(name, set()).add(item.annotation.split)
+    return sorted(name for name, found in splits.items() if len(found) > 1)
 
 
 def label_order(labels: Iterable[str]) -> list[str]:

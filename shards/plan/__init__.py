@@ -10,7 +10,7 @@ from __future__ import annotations
 from shards.config import DataConfig
 from shards.manifest import Manifest
 from shards.plan.finding import Demand, Finding, refused
-from shards.plan.folders import of_folders
+from shards.plan.folders import clips_of, of_folders
 from shards.plan.mixing import decoded, of_mixing
 from shards.plan.rate import of_speed
 from shards.plan.workers import of_workers
@@ -28,8 +28,14 @@ def plan(data: DataConfig, demand: Demand, *, seconds: float) -> list[Finding]:
     if manifests:
         findings += of_folders(manifests, data)
         whole = all(finding.verdict != "cannot" for finding in findings)
-        findings += of_mixing(manifests, data, demand)
+        sizes: list[int] = []
+        if whole or data.splits is None:
+            try:
+                sizes = clips_of(manifests, data)
+            except ValueError as error:
+                findings.append(refused("split file", error))
+        findings += of_mixing(manifests, sizes, data, demand)
         demand = decoded(demand, data)
-        findings += of_workers(manifests, data, demand)
+        findings += of_workers(manifests, sizes, data, demand)
         findings += of_speed(manifests, data, demand, seconds=seconds if whole else 0)
     return findings

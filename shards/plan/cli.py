@@ -40,14 +40,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--streams", type=_positive, default=64, help="data.streams")
     p.add_argument("--global-batch", type=_positive, metavar="N", help="run.global_batch")
     p.add_argument("--split", help="data.split; all clips if left out")
+    p.add_argument("--splits", metavar="FILE", help="data.splits: CSV of each clip's split")
     p.add_argument(
         "--weights", type=_rate, nargs="+", metavar="W", help="data.weights, one a folder"
     )
     p.add_argument("--balance", type=_rate, help="data.balance: 1 makes classes equal")
     p.add_argument("--repeats", type=_positive, default=1, help="data.repeats: views a clip")
-    p.add_argument("--frames", type=_positive, default=16, help="data.frames")
+    p.add_argument("--frames", type=_frames, default=16, help="data.frames, 0 with --pair alone")
     p.add_argument("--stride", type=_positive, default=4, help="data.stride")
     p.add_argument("--size", type=_positive, default=224, help="data.size")
+    p.add_argument("--pair", action="store_true", help="data.pair: onset and apex of every clip")
     p.add_argument("--seconds", type=_rate, default=3.0, help="how long to measure decoding")
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return p
@@ -59,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
         data = DataConfig(
             shards=tuple(args.dirs),
             split=args.split,
+            splits=args.splits,
+            pair=args.pair,
             weights=None if args.weights is None else tuple(args.weights),
             balance=args.balance,
             repeats=args.repeats,
@@ -127,6 +131,10 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= LARGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {LARGEST:,}")
     return int(text)
+
+
+def _frames(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def _rate(text: str) -> float:

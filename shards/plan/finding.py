@@ -40,4 +40,4 @@ class Finding:
 def refused(about: str, error: Exception) -> Finding:
     """A folder that cannot be used; its message ends with the fix."""
     what, _, fix = str(error).rpartition("; ")
-    return Finding("shards", about, what or fix, "cannot", fix)
+    return Finding("shards", about, what or fix, "cannot", fix if what else "")

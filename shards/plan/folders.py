@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 from shards.config import DataConfig
 from shards.index import ManifestError
 from shards.manifest import Manifest
+from shards.opening import open_collection
 from shards.plan.finding import Finding, refused
+from shards.splitfile import read_split_file
 from shards.wording import count, few, size
 
 LOOKED_AT = 16
@@ -74,10 +77,16 @@ def _labels(manifests: Sequence[Manifest]) -> Finding:
 
 def _splits(manifests: Sequence[Manifest], data: DataConfig) -> Finding:
     counts = Counter[str]()
-    for manifest in manifests:
-        counts.update(manifest.splits)
+    if data.splits is None:
+        for manifest in manifests:
+            counts.update(manifest.splits)
+    else:
+        try:
+            counts = read_split_file(data.splits, data.source).counts
+        except ValueError as error:
+            return refused("splits", error)
     found = ", ".join(f"{name} {clips:,}" for name, clips in counts.items()) or "none"
-    if counts and (rest := sum(m.samples for m in manifests) - counts.total()):
+    if counts and (rest := sum(m.samples for m in manifests) - counts.total()) > 0:
         found += f", without a split {rest:,}"
     numbers = {"splits": dict(counts)}
     if data.split is not None and not counts[data.split]:
@@ -91,8 +100,8 @@ def _splits(manifests: Sequence[Manifest], data: DataConfig) -> Finding:
 
 
 def _lengths(manifests: Sequence[Manifest], data: DataConfig) -> Iterator[Finding]:
-    """How many clips are shorter than what is taken of them."""
-    lengths = clip_lengths(manifests, data.split)
+    """How many clips are shorter than what is taken of them; onset and apex alone are in any."""
+    lengths = clip_lengths(manifests, data) if data.frames else []
     if not lengths:
         return
     stride = data.stride or 1
@@ -124,11 +133,21 @@ def _stride_fix(lengths: Sequence[int], data: DataConfig) -> str:
     return f"data.stride {fits} fits 95% of them" if fits else f"data.frames {usual} fits 95%"
 
 
+def clips_of(manifests: Sequence[Manifest], data: DataConfig) -> list[int]:
+    """Clips of each folder that belong: by the manifests, but with a split file by every index, as
+    in a training. Then it raises ValueError like `open_collection`."""
+    if data.splits is None:
+        return [m.samples if data.split is None else m.splits.get(data.split, 0) for m in manifests]
+    counts = iter(open_collection(data).counts)
+    return [sum(itertools.islice(counts, len(m.shards))) for m in manifests]
+
+
 def clip_lengths(
-    manifests: Sequence[Manifest], split: str | None, *, most: int = LOOKED_AT
+    manifests: Sequence[Manifest], data: DataConfig, *, most: int = LOOKED_AT
 ) -> list[int]:
     """Frames of the stored clips in ascending order, from shards spread over the collection;
-    those whose index cannot be read are left out."""
+    those whose index cannot be read are left out. Of the split, but with a split file of all."""
+    split = data.split if data.splits is None else None
     places = [(m, i) for m in manifests for i in range(len(m.shards))]
     step = max(1, len(places) // most)
     lengths: list[int] = []

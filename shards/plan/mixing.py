@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from shards.chance import apportion
 from shards.config import DataConfig
 from shards.manifest import Manifest
+from shards.opening import classes_to_balance, open_collection
 from shards.plan.finding import Demand, Finding, refused
-from shards.stream import open_collection
 from shards.wording import count, few
 
 OFTEN = 10.0
@@ -24,8 +24,11 @@ def decoded(demand: Demand, data: DataConfig) -> Demand:
     return replace(demand, clips_per_second=demand.clips_per_second / data.repeats)
 
 
-def of_mixing(manifests: Sequence[Manifest], data: DataConfig, demand: Demand) -> Iterator[Finding]:
-    """A line for each of repeats, weights and balance that is asked for."""
+def of_mixing(
+    manifests: Sequence[Manifest], sizes: Sequence[int], data: DataConfig, demand: Demand
+) -> Iterator[Finding]:
+    """A line for each of repeats, weights and balance that is asked for; `sizes` as of
+    `clips_of`, empty where nobody knows."""
     if data.repeats > 1:
         found = (
             f"every decoded clip gives {data.repeats} views: {demand.clips_per_second:g} views/s "
@@ -33,24 +36,28 @@ def of_mixing(manifests: Sequence[Manifest], data: DataConfig, demand: Demand) -
         )
         yield Finding("workers", "repeats", found, numbers={"repeats": data.repeats})
     if data.weights is not None:
-        yield _mixture(manifests, data, data.weights, demand.global_batch or data.streams)
+        batch = demand.global_batch or data.streams
+        yield _mixture(manifests, sizes, data, data.weights, batch)
     if data.balance is not None:
         yield from _balance(data, data.balance)
 
 
 def _mixture(
-    manifests: Sequence[Manifest], data: DataConfig, weights: Sequence[float], batch: int
+    manifests: Sequence[Manifest],
+    sizes: Sequence[int],
+    data: DataConfig,
+    weights: Sequence[float],
+    batch: int,
 ) -> Finding:
     if len(weights) != len(data.shards):
         found = f"{count(len(weights), 'weight')} for {count(len(data.shards), 'folder')}"
         return Finding("workers", "weights", found, "cannot", "give one a folder, in their order")
-    if len(manifests) != len(weights):
-        found = "not looked at, as a folder cannot be read"
-        return Finding("workers", "weights", found, "cannot", "mend the folder first")
-    sizes = [m.samples if data.split is None else m.splits.get(data.split, 0) for m in manifests]
+    if len(sizes) != len(weights):
+        found = "not looked at, as a folder or the split file cannot be read"
+        return Finding("workers", "weights", found, "cannot", "mend it first")
     places = apportion(batch, np.asarray(weights))
     steps = -(-sum(sizes) // batch)
-    numbers = {"places": places.tolist(), "clips": sizes}
+    numbers = {"places": places.tolist(), "clips": list(sizes)}
     shown, worst = [], 0.0
     for manifest, size, each in zip(manifests, sizes, places.tolist(), strict=True):
         if not size or not each:
@@ -73,10 +80,10 @@ def _balance(data: DataConfig, exponent: float) -> Iterator[Finding]:
     """Reads every index, as a training with it does."""
     try:
         collection = open_collection(data)
+        classes = classes_to_balance(collection)
     except ValueError as error:
         yield replace(refused("balance", error), part="workers")
         return
-    classes = collection.classes
     if data.weights is None:
         yield _balanced(classes, collection.labels, exponent, "")
         return

@@ -57,8 +57,10 @@ def _off(
     if empty > PADDING_WORTH_TELLING and data.weights is None and data.balance is None:
         fix = padding_fix(stream.samples, data.streams, global_batch)
         yield f"{empty:.0%} of the places in an epoch of {stream.samples} clips are padding: {fix}"
+    if data.frames == 0:
+        return
     span = (data.frames - 1) * (data.stride or 1) + 1
-    lengths = clip_lengths(stream.collection.manifests, data.split, most=SHARDS)
+    lengths = clip_lengths(stream.collection.manifests, data, most=SHARDS)
     short = sum(n < span for n in lengths) / max(1, len(lengths))
     if short > SHORT_WORTH_TELLING:
         what = "data.frames x data.stride" if data.stride else "data.frames"

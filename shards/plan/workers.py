@@ -14,16 +14,14 @@ PADDING_WORTH_TELLING = 0.1
 
 
 def of_workers(
-    manifests: Sequence[Manifest], data: DataConfig, demand: Demand
+    manifests: Sequence[Manifest], sizes: Sequence[int], data: DataConfig, demand: Demand
 ) -> Iterator[Finding]:
-    """World sizes, GPUs, global batch, epoch and streams, in this order."""
+    """World sizes, GPUs, global batch, epoch and streams, in this order; without `sizes`, the
+    folders' clips as of `clips_of`, not the last two."""
     yield _world_sizes(data.streams)
     yield _gpus(data.streams, demand)
     yield _batch(data.streams, demand)
-    samples = sum(
-        m.samples if data.split is None else m.splits.get(data.split, 0) for m in manifests
-    )
-    if samples:
+    if samples := sum(sizes):
         yield _epoch(samples, data, demand)
         yield _dealing(samples, sum(len(m.shards) for m in manifests), data.streams, demand)
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.models.configs import predicted_units, privileged
+from finetune.models.configs import predicted_units, privileged, unanswerable
 from finetune.models.facesleuth import FaceSleuth, FaceSleuthConfig
 from finetune.models.soa import SoaConfig, directions, orientation_layers
 from finetune.models.windows import WindowAttention, WindowTransformer
@@ -124,21 +124,23 @@ def test_layer_ids_cover_every_parameter():
 def test_oracle_units_are_privileged_and_asked_for():
     units, x = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0]]), pairs()
     model = network(action_units="oracle", units=UNITS).eval()
-    assert privileged(model.config) == ["action_units"] and model.config.inputs == ("units",)
+    assert unanswerable(model.config) == ["action_units"] and model.config.inputs == ("units",)
+    assert privileged(model.config) == ["onset and apex", "action_units"]
     assert not torch.allclose(model(x, units=units), model(x, units=1 - units))
     with pytest.raises(ValueError, match="needs `units`"):
         model(x)
     plain = network()
-    assert privileged(plain.config) == [] and plain.config.inputs == ()
+    assert unanswerable(plain.config) == [] and plain.config.inputs == ()
+    assert privileged(plain.config) == ["onset and apex"]
     with pytest.raises(ValueError, match="action_units='off'; set oracle"):
         plain(x, units=units)
 
 
-def test_predicted_units_are_not_privileged_and_trainable():
+def test_predicted_units_need_no_annotation_and_are_trainable():
     torch.manual_seed(0)
     config = replace(SMALL, action_units="predicted", units=UNITS)
     model, x = FaceSleuth(config, 5 + 4 + 2, units_at=5).eval(), pairs()
-    assert privileged(model.config) == [] and predicted_units(model.config) == UNITS
+    assert unanswerable(model.config) == [] and predicted_units(model.config) == UNITS
     pooled = model.features(x)
     units = model.unit_head(pooled)
     told = model.classify(pooled)

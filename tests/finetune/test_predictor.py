@@ -408,6 +408,18 @@ def test_onset_and_apex_are_told_together_and_of_one_video(tmp_path):
         run_answers(asked)
 
 
+def test_a_network_that_does_not_look_at_onset_and_apex_says_so(
+    predictor, packed, videos, tmp_path, capsys
+):
+    [answer] = answers(predictor, videos[:1], marks=(0.1, 0.5))
+    assert "a video transformer does not look at them" in answer.reason and answer.label is None
+    asked = PredictConfig(str(packed), (videos[0],), out=str(tmp_path), onset=0.1, apex=0.5)
+    with pytest.raises(ValueError, match="none of the 1 videos could be used"):
+        run_answers(asked)
+    told = capsys.readouterr().err
+    assert f"{videos[0]}: onset and apex are given" in told and "HSTA or FaceSleuth-R" in told
+
+
 def test_a_model_that_cannot_be_loaded_says_why(tmp_path):
     with pytest.raises(ValueError, match="(?s)nothing failed: .*nothing.*Its process printed"):
         list(stream_predictions(tmp_path / "nothing", ["a.mp4"]))

@@ -1,6 +1,7 @@
 """Frozen evaluation: nearest neighbours and the linear layer, tables of features, any encoder, and
 the command from shards to figures."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from finetune.models import Classifier, build
 from finetune.models.facesleuth_config import FaceSleuthConfig
 from finetune.outputs import Outputs
 from finetune.predictor_config import PredictorConfig, save_predictor
+from finetune.predictor_package import package
 from finetune.probes import driver, frozen
 from finetune.probes.driver import ProbeConfig
 from finetune.probes.features import Features, FeatureTask, joined
@@ -27,7 +29,7 @@ from finetune.probes.networks import MeanToken, Sizes, open_network
 from launch.cluster import ClusterConfig
 from launch.record import create_run
 from launch.registry import register_encoder
-from launch.tracking import TrackingConfig
+from launch.tracking import TrackingConfig, connect
 from mira.encoder import EncoderConfig
 from mira.layouts import to_hugging_face
 from mira.marlin import to_marlin
@@ -479,6 +481,34 @@ def test_it_runs_from_the_command_line(place, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "knn_1: accuracy" in done.stdout and "chance 50.0%" in done.stdout
     assert (tmp_path / "out/features.parquet").is_file()
+
+
+def test_a_packaged_model_is_probed_and_its_weights_are_on_record(place, tmp_path):
+    network = build(TINY, Outputs(LABELS)).eval()
+    known = PredictorConfig(TINY, LABELS, None, ViewConfig(), IngestSettings())
+    saved = save_predictor(tmp_path / "best", network.state_dict(), known, {"seed": "0"})
+    packed = package(saved, tmp_path / "model")
+    assert not (packed / "model.safetensors").exists()
+    config = probed(place, tmp_path / "out", model=str(packed), train_split=None)
+    assert hash_on_record(driver.run(config)) == hash_of(saved / "model.safetensors")
+
+
+def test_a_folder_of_others_is_probed_and_its_weights_are_on_record(place, tmp_path):
+    state = encoder_of().encoder.state_dict()
+    save_public(tmp_path / "model.pth", state)
+    (tmp_path / "theirs").mkdir()
+    file = (tmp_path / "model.pth").rename(tmp_path / "theirs/pytorch_model.bin")
+    config = probed(place, tmp_path / "out", model=str(file.parent), train_split=None, sizes=SIZES)
+    assert hash_on_record(driver.run(config)) == hash_of(file)
+
+
+def hash_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def hash_on_record(result) -> str:
+    run = connect(result["tracking_uri"]).get_run(result["run_id"])
+    return run.data.tags["input.model.sha256"]
 
 
 def test_a_registered_encoder_is_found_by_its_alias(place, tmp_path, capsys):

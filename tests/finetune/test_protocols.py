@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from finetune.protocols import ProtocolConfig, build
-from finetune.study.cohort import Clip, composite_differences, renamed
+from finetune.study.cohort import Clip, composite_differences, in_words, renamed
 from finetune.study.dealing import deal, hold_out
-from finetune.study.folds import Fold, Protocol, Refused, proves, write_split
+from finetune.study.folds import Fold, Protocol, Refused, proves, split_table
 from shards.datasets import TABLE
 from shards.splitfile import read_split_file
 from tests.finetune.miniatures import MINIATURES, ingest
@@ -116,21 +116,27 @@ def test_official_folds_go_by_number_and_need_the_names():
     found = [replace(clip, subject=None) for clip in found]
     made = plan("folds", found)
     assert [fold.name for fold in made.folds] == [f"fold{n}" for n in range(1, 12)]
-    assert made.folds[0].validation_by == "source"
+    assert made.folds[0].validation_by == ("source",)
     found[3] = replace(found[3], split="train")
     with pytest.raises(Refused, match=r"1 clip name no official fold .*d1_b0.*without --fold"):
         plan("folds", found)
+    one = [replace(clip, split="fold3") for clip in found]
+    with pytest.raises(Refused, match="all 22 clips are of fold3: name the shards of all folds"):
+        plan("folds", one)
 
 
 def test_a_stored_split_keeps_its_validation_or_gets_one():
     parts = ("train", "train", "val", "test")
     found = [replace(c, split=parts[int(c.subject[1:]) % 4]) for c in clips(8)]
     (fold,) = plan("split", found).folds
-    assert fold.validation_by == "stored"
+    assert fold.validation_by == ("stored",)
     assert {clip.split for clip in fold.validation} == {"val"}
+    (whole,) = plan("split", found, validation_share=0).folds
+    assert whole.validation_by == whole.validation == () and whole.test == fold.test
+    assert ids(whole.train) == ids((*fold.train, *fold.validation))
     found = [replace(c, split="train" if c.split == "val" else c.split) for c in found]
     (fold,) = plan("split", found).folds
-    assert fold.validation_by == "subject" and fold.validation
+    assert fold.validation_by == ("subject",) and fold.validation
     with pytest.raises(Refused, match=r"needs the stored splits train and test.*'none': 32"):
         plan("split", [replace(clip, split=None) for clip in found])
 
@@ -181,8 +187,31 @@ def test_the_last_clips_of_a_class_are_not_held_out():
 
 def test_a_training_of_one_subject_is_validated_on_other_clips_of_it():
     made = plan("loso", [replace(clip, source=None) for clip in clips(2)])
-    assert {fold.validation_by for fold in made.folds} == {"clip"}
+    assert {fold.validation_by for fold in made.folds} == {("clip",)}
     assert all(fold.validation and fold.train for fold in made.folds)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_clip_without_a_subject_leaves_the_subjects_of_others_whole(seed):
+    found = [replace(clip, source=None, split=f"fold{n % 3}") for n, clip in enumerate(clips(9))]
+    found[7] = replace(found[7], subject=None)
+    found[8] = replace(found[8], subject=None, source="film")
+    more = {"allow_shared_subjects": True, "split_seed": seed, "validation_share": 0.5}
+    for fold in plan("folds", found, **more).folds:
+        known = [{c.subject for c in part} - {None} for part in (fold.train, fold.validation)]
+        assert known[0] and known[1] and not known[0] & known[1]
+    kinds = {fold.validation_by for fold in plan("folds", found, **more).folds}
+    assert kinds == {("subject", "source"), ("subject", "clip"), ("subject", "source", "clip")}
+    assert in_words(("subject", "clip")) == "subject where known, else clip"
+
+
+def test_what_is_held_out_does_not_depend_on_how_units_are_told_apart():
+    """Folders of earlier studies hold these folds."""
+    counts = {("d", f"p{s}"): Counter(a=2, b=2) for s in range(1, 6)}
+    for seed in range(8):
+        fold = plan("loso", clips(6), split_seed=seed).folds[0]
+        held = {clip.group("subject") for clip in fold.validation}
+        assert held == set(hold_out(counts, 0.15, seed))
 
 
 def test_classes_that_are_tested_and_never_trained_are_told():
@@ -260,7 +289,7 @@ def test_clips_without_a_label_are_left_out_and_counted():
 
 
 def broken(train, validation, test, **facts) -> Protocol:
-    fold = Fold("one", tuple(train), tuple(validation), tuple(test), "subject")
+    fold = Fold("one", tuple(train), tuple(validation), tuple(test), ("subject",))
     known = {"apart": "subject", "each_once": False, "mapped": False, "notes": ()} | facts
     return Protocol("loso", (fold,), ("a", "b"), **known)
 
@@ -288,13 +317,13 @@ def test_the_proof_finds_what_is_in_two_parts():
 
 def test_a_split_file_says_what_the_loader_reads(tmp_path):
     fold = plan("loso", clips(3)).folds[1]
-    digest = write_split(fold, tmp_path / "s.csv", mapped=False)
-    assert digest == hashlib.sha256((tmp_path / "s.csv").read_bytes()).hexdigest()
+    (tmp_path / "s.csv").write_bytes(split_table(fold, mapped=False))
+    digest = hashlib.sha256((tmp_path / "s.csv").read_bytes()).hexdigest()
     read = read_split_file(str(tmp_path / "s.csv"))
     assert read.sha256 == digest and read.labels is None
     expected = {c.id: part for part, found in fold.parts().items() for c in found}
     assert read.splits == expected and set(expected.values()) == {"train", "val", "test"}
-    write_split(fold, tmp_path / "s.csv", mapped=True)
+    (tmp_path / "s.csv").write_bytes(split_table(fold, mapped=True))
     with (tmp_path / "s.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["key"]: row["label"] for row in rows} == {

@@ -148,16 +148,19 @@ def test_annotated_units_as_an_input_are_stamped_everywhere(place, video):
     )
     config = replace(config, tracking=replace(config.tracking, register="told"))
     summary = job.run(config)
-    assert load_artifact(summary["predictor"]).provenance["privileged"] == ["action_units"]
+    told = ["onset and apex", "action_units"]
+    assert load_artifact(summary["predictor"]).provenance["privileged"] == told
     found = evaluation.run(measuring(place, "models:/told@champion", "oracle_measured"))
     written = json.loads((place / "oracle_measured/metrics.json").read_text())
-    assert found["privileged"] == written["privileged"] == ["action_units"]
+    assert found["privileged"] == written["privileged"] == told
     version = connect(summary["tracking_uri"]).get_model_version("told", "1")
-    assert version.tags["privileged"] == "action_units"
+    assert version.tags["privileged"] == "onset and apex, action_units"
     [answer] = Predictor.load(summary["predictor"], device="cpu").predict([video])
     assert "takes action_units as an input, which no video shows" in answer.reason
-    plain = load_artifact(place / "hsta/last").provenance
-    assert plain["privileged"] == []
+    for name, given in (("hsta", ["onset and apex"]), ("orientation", [])):
+        assert load_artifact(place / name / "last").provenance["privileged"] == given
+        measured = json.loads((place / f"{name}_measured/metrics.json").read_text())
+        assert measured["privileged"] == given
 
 
 def test_units_and_affect_are_learnt_without_labels(place):

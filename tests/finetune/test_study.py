@@ -18,17 +18,21 @@ from finetune import job as finetuning_job
 from finetune.protocols import ProtocolConfig
 from finetune.study import driver, table
 from finetune.study.config import StudyConfig
-from finetune.study.fold import Stamp, alone, finished, rule_of
+from finetune.study.fold import Stamp, alone, finished, rule_of, spent_before
 from finetune.study.folder import fold_config
 from finetune.study.folds import Refused
 from finetune.study.page import Section, markdown, page
+from finetune.study.report import Study, results_of
+from finetune.study.sections import sections
 from launch.parallel import Job
 from launch.provenance import provenance
 from launch.tracking import RunHandle, connect
 from shards.__main__ import main as ingest_or_render
+from shards.ledger import Failure, Ledger
 from shards.manifest import Manifest
+from shards.stream import TooManyFailures
 from tests.finetune.test_leaks import folder
-from tests.runs import ROOT, finetuning, run_until, stripes
+from tests.runs import ROOT, finetuning, run_until, spoil, stripes
 
 
 def stripy(place: Path, *, people: int = 3, labels=("calm", "glad"), dataset: str = "") -> Manifest:
@@ -101,6 +105,20 @@ def copy_of(done, tmp_path) -> StudyConfig:
     """The finished study in a folder of its own."""
     shutil.copytree(done[0].out, tmp_path / "copy")
     return replace(done[0], out=str(tmp_path / "copy"))
+
+
+def split_files(config: StudyConfig) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in Path(config.out).rglob("split.csv")}
+
+
+def study_of(done, **changes) -> Study:
+    """What the report of the finished study reads."""
+    config, results = done
+    made, _ = driver.prepare(config)
+    folds = [finished(Path(config.out, "folds", fold.name)) for fold in made.folds]
+    splits = {fold["fold"]: fold["splits"] for fold in folds}
+    study = Study(made, folds, splits, results["origin"], Path(config.out), seed=0)
+    return replace(study, **changes)
 
 
 # --- what a study leaves ----------------------------------------------------------------------
@@ -177,6 +195,54 @@ def test_folds_are_child_runs_and_the_pages_are_the_parents(done, uri):
     assert {"done p0", "done p1", "done p2", "done p0 test-best"} <= names and len(children) == 9
 
 
+def test_folds_of_different_seeds_are_told_and_the_bootstrap_has_its_own(done):
+    study = study_of(done)
+    assert results_of(study)["pooled"] == done[1]["pooled"]
+    varied = json.loads(json.dumps(study.folds))
+    for seed, fold in enumerate(varied):
+        for row in fold["results"]:
+            row["stamp"]["seed"] = seed
+    results = results_of(replace(study, folds=varied))
+    assert results["pooled"][0]["stamp"]["seed"] == "0 … 2"
+    assert results["pooled"][0]["interval"] == done[1]["pooled"][0]["interval"]
+    assert sorted({row["stamp"]["seed"] for row in results["folds"]}) == [0, 1, 2]
+    assert "| seed | 0 … 2 |" in markdown("t", sections(results))
+
+
+def test_the_bootstrap_keeps_known_subjects_whole_where_others_are_not_known(done):
+    study = study_of(done)
+    first, *rest = study.made.folds
+    unknown = replace(first.test[0], subject=None)
+    first = replace(first, test=(unknown, *first.test[1:]))
+    rest = [
+        replace(fold, train=tuple(unknown if c.id == unknown.id else c for c in fold.train))
+        for fold in rest
+    ]
+    made = replace(study.made, folds=(first, *rest))
+    results = results_of(replace(study, made=made))
+    pooled = results["pooled"][0]
+    assert (pooled["by"], pooled["units"]) == ("subject where known, else clip", 4)
+    text = markdown("t", sections(results))
+    assert "bootstrap samples of 4 groups, by subject where known, else clip." in text
+    assert results["protocol"]["validation_by"] == ["subject"]
+
+
+def test_clips_that_a_ledger_names_do_not_fail_the_test_of_a_small_fold(tmp_path, uri):
+    manifest = stripy(tmp_path / "shards", people=2)
+    spoil(tmp_path / "shards", "c5")
+    config = config_of(tmp_path / "shards", tmp_path / "out", uri, run={"steps": 1})
+    config = replace(config, select_last=True)
+    known = tmp_path / "known.jsonl"
+    Ledger(known).add(Failure("shard", "c5", "torn", 0, sha256=manifest.shards[0].sha256))
+    with here(), pytest.raises(TooManyFailures, match="c5 in "):
+        driver.run(config)
+    data = replace(config.finetune.data, skip=(str(known),))
+    with here():
+        results = driver.run(replace(config, finetune=replace(config.finetune, data=data)))
+    first = results["pooled"][0]
+    assert (first["clips"], first["answered"]) == (8, 7)
+
+
 # --- what is run again ------------------------------------------------------------------------
 
 
@@ -228,15 +294,32 @@ def test_a_finished_training_is_tested_without_training_again(done, tmp_path, mo
     (fold / "result.json").unlink()
     origin = fold / "run/best/provenance.json"
     known = json.loads(origin.read_text())
-    origin.write_text(json.dumps(known | {"privileged": ["action units"]}))
+    assert known["source.sha256"] in done[1]["pooled"][0]["stamp"]["code"]
+    other = {"privileged": ["action units"], "source.sha256": "a" * 64}
+    origin.write_text(json.dumps(known | other))
+    (fold / "spent.json").write_text(json.dumps({"seconds": 1000.0, "began": time.time() + 99}))
     monkeypatch.setattr(finetuning_job, "run", lambda config: pytest.fail("trained again"))
     with here() as ran:
         results = driver.run(config)
     assert ran == ["p2"]
     assert results["pooled"][0]["stamp"]["privileged"] == ["action units"]
     assert results["pooled"][1]["stamp"]["privileged"] == []
+    row = next(row for row in results["folds"] if row["fold"] == "p2")
+    assert row["stamp"]["code"] == "a" * 64, "of the code that trained it"
+    assert "a" * 64 in results["pooled"][0]["stamp"]["code"]
+    assert 1000 < finished(fold)["seconds"] < 1600
     text = (tmp_path / "copy/results.md").read_text()
     assert text.count("best on validation; privileged: action units") >= 4
+
+
+def test_the_time_of_attempts_adds_up_to_the_last_line_of_each(tmp_path):
+    assert spent_before(tmp_path) == 0
+    log = tmp_path / "log.txt"
+    log.write_text("step 1\n")
+    (tmp_path / "spent.json").write_text(json.dumps({"seconds": 5.0, "began": 1000.0}))
+    os.utime(log, (1030.0, 1030.0))
+    assert spent_before(tmp_path) == pytest.approx(35)
+    assert spent_before(tmp_path) == pytest.approx(35), "an attempt that said nothing"
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -262,9 +345,10 @@ def test_a_folder_of_another_study_is_refused_with_what_differs(done, tmp_path, 
         config = replace(config, finetune=replace(theirs, data=data))
     else:
         config = replace(config, **change)
+    before = split_files(config)
     with here() as ran, pytest.raises(ValueError, match=message):
         driver.run(config)
-    assert ran == []
+    assert ran == [] and split_files(config) == before
 
 
 def test_folds_of_other_code_are_kept_by_request_alone_and_say_so(done, tmp_path, monkeypatch):

@@ -20,7 +20,16 @@ from finetune.models.hsta_config import HstaConfig
 from finetune.outputs import Outputs
 from finetune.predictor_config import PredictorConfig, save_predictor
 from finetune.probes import temporal
-from finetune.probes.apex import Looked, apex_place, framed, looked, read, within, won
+from finetune.probes.apex import (
+    Looked,
+    apex_place,
+    apex_tubelets,
+    framed,
+    looked,
+    read,
+    within,
+    won,
+)
 from finetune.probes.frozen import fit_linear
 from finetune.probes.manipulations import AS_IS, manipulated, names, without_apex
 from finetune.probes.report import attention_on, cost_of
@@ -318,7 +327,9 @@ def test_a_class_token_is_no_frame():
     assert torch.allclose(found.received.sum(2), torch.ones(2, 2), atol=1e-5)
 
 
-def looking(uniform: float, own: list[float], shares: list[float], *, person: str, hit=1.0) -> Row:
+def looking(
+    uniform: float, own: list[float], shares: list[float], *, person: str, hit=1.0, apex=(2,)
+) -> Row:
     """A row whose layers have these shares inside; each with the mean behind, as the meter has."""
     ours = [*own, np.mean(own)] if own else []
     plain = [*shares, np.mean(shares), *([np.mean(shares[-len(own) :])] if own else [])]
@@ -326,6 +337,7 @@ def looking(uniform: float, own: list[float], shares: list[float], *, person: st
         uniform,
         Looked(np.array(ours), np.full(len(ours), hit)),
         Looked(np.array(plain), np.zeros(len(plain))),
+        apex,
     )
     return Row("d", person, person, 0, {AS_IS: 0}, {AS_IS: False}, found)
 
@@ -333,13 +345,13 @@ def looking(uniform: float, own: list[float], shares: list[float], *, person: st
 def test_shares_count_clips_with_frames_on_both_sides():
     rows = [
         looking(0.5, [0.8], [0.4, 0.6], person="a"),
-        looking(0.25, [0.45], [0.2, 0.3], person="b", hit=float("nan")),
+        looking(0.25, [0.45], [0.2, 0.3], person="b", hit=float("nan"), apex=()),
         looking(1.0, [1.0], [1.0, 1.0], person="c", hit=0.0),  # all frames inside
         Row("d", "k", "d", 0, {AS_IS: 0}, {AS_IS: False}, None),
     ]
     found = attention_on(rows, ["one", "two"], [False, True], frames=4, seed=0)
     assert (found["clips"], found["informative"], found["without_marks"]) == (3, 2, 1)
-    assert found["chance_of_a_hit"] == 0.25
+    assert (found["equal_hit"], found["constant_hit"]) == (0.25, 1)
     assert found["uniform"]["value"] == pytest.approx(0.375)
     assert found["importance"]["inside"]["value"] == pytest.approx(0.625)
     assert found["importance"]["over_uniform"]["value"] == pytest.approx(0.25)
@@ -349,9 +361,32 @@ def test_shares_count_clips_with_frames_on_both_sides():
     assert found["importance_over_received"]["inside"]["value"] == pytest.approx(0.175)
     assert "importance" not in found["layers"][0]
     assert found["layers"][1]["importance"]["inside"]["value"] == pytest.approx(0.625)
-    assert attention_on(rows[3:], ["one"], [True], frames=4, seed=0)["clips"] == 0
+    nobody = attention_on(rows[3:], ["one"], [True], frames=4, seed=0)
+    assert nobody["clips"] == 0 and nobody["constant_hit"] is None
     inside = attention_on(rows[2:3], ["one", "two"], [False, True], frames=4, seed=0)
     assert inside["importance"]["inside"] is None
+
+
+def test_the_best_constant_guess_is_the_commonest_place_of_apexes():
+    """Over the clips that hits are counted of; views of a clip share one vote."""
+    places = [(1,), (1,), (1, 2), (3,), ()]
+    rows = [looking(0.5, [], [0.5], person=str(i), apex=at) for i, at in enumerate(places)]
+    found = attention_on(rows, ["one"], [False], frames=4, seed=0)
+    assert (found["equal_hit"], found["constant_hit"]) == (0.25, 2.5 / 4)
+
+
+def test_a_constant_guess_hits_as_often_as_its_share_of_places():
+    """Against importance that always names one tubelet, in views that reach the apex or not."""
+    views = np.stack([np.arange(8), np.arange(4, 12), np.arange(20, 28)])
+    rng, guessed, places = np.random.default_rng(0), [], []
+    for apex in rng.integers(0, 12, 30):
+        marks = np.array([0, apex, 30])
+        always = np.broadcast_to(np.eye(4), (3, 4, 4))  # the guesses as layers
+        guessed.append(looked(always, views, marks).hit)
+        places.append(tuple(at for at in apex_tubelets(views, apex, 4) if at is not None))
+    rows = [looking(0.5, [], [0.5], person=str(i), apex=at) for i, at in enumerate(places)]
+    found = attention_on(rows, ["one"], [False], frames=4, seed=0)
+    assert found["constant_hit"] == pytest.approx(np.mean(guessed, axis=0).max())
 
 
 @pytest.fixture(scope="module")
@@ -445,6 +480,19 @@ def test_equal_importance_is_the_share_of_sampled_frames_inside(result, place):
     assert found["importance"]["inside"]["value"] == pytest.approx(mean, abs=1e-4)
 
 
+def test_the_place_of_the_apex_is_written_and_what_naming_it_always_would_hit(
+    result, place, capsys
+):
+    """Frame 6 is the fifth of eight; all clips have it there."""
+    assert {row["apex_place"] for row in clips_of(place / "out")} == {"2"}
+    assert result["attention"]["constant_hit"] == 1 and result["attention"]["equal_hit"] == 0.25
+    assert logged(result, "constant_hit") == {0: 1}
+    temporal.tell(result)
+    told = capsys.readouterr().out
+    assert "hit the apex 25.0%" in told
+    assert "always the same tubelet, the best one, hits the apex 100.0%" in told
+
+
 @pytest.mark.parametrize("kind", ["plain", "facesleuth"])
 def test_a_plain_network_and_one_without_frames_are_asked_what_they_can_be(place, tmp_path, kind):
     face = FaceSleuthConfig(
@@ -465,6 +513,7 @@ def test_an_apex_that_nobody_saw_is_not_removed_and_not_looked_for(place, model,
     found = temporal.run(config)
     assert found["manipulations"]["apex_removed"] == {"clips": 0}
     assert found["attention"]["clips"] == 0 and found["attention"]["without_marks"] == 12
+    assert {row["apex_place"] for row in clips_of(tmp_path / "out")} == {""}
     assert found["manipulations"]["reversed"]["clips"] == 12
 
 

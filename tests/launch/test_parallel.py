@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import parallel
 from launch.cluster import ClusterConfig, WorkerLost
 from launch.parallel import Job, run_all
 from tests.runs import local_ray
@@ -85,6 +86,32 @@ def test_a_job_that_does_not_fit_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="1 workers of 64 CPU need 64 CPUs; the cluster has 2"):
         run_all(body, made, config, retries=0, watch=lambda jobs: None)
     assert made[0].status == "waiting" and not list(tmp_path.iterdir())
+
+
+def test_jobs_wait_for_a_node_that_is_away(tmp_path, monkeypatch, capsys):
+    """The first look finds room, the next ones none, as if the only node were gone."""
+    looks, whole = [], parallel.check_capacity
+
+    def capacity(cluster):
+        looks.append(1)
+        if 2 <= len(looks) <= 4:
+            raise ValueError("1 workers of 1 CPU need 1 CPUs; the cluster has 0 on 0 nodes")
+        return whole(cluster)
+
+    monkeypatch.setattr(parallel, "check_capacity", capacity)
+    made, running = jobs(tmp_path, a=("go", 0), b=("go", 0), c=("go", 0)), []
+
+    def watch(jobs):
+        running.append([job.status for job in jobs].count("running"))
+
+    run_all(body, made, ONE_CORE, retries=0, at_once=1, watch=watch, poll=0.05)
+    assert [job.status for job in made] == ["done"] * 3 and [job.attempts for job in made] == [
+        1
+    ] * 3
+    assert len(looks) == 6, "before all, three without a node, its return, and before the last"
+    assert 0 in running[1:-1]
+    said = capsys.readouterr().out
+    assert said.count("no room for a job; waiting for nodes to come back: 1 workers of") == 1
 
 
 def test_a_driver_that_stops_ends_its_jobs(tmp_path):

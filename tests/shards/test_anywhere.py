@@ -191,8 +191,10 @@ def test_a_store_without_its_package_says_what_to_install(url, words, tmp_path):
         served(config("htp://bucket/set", cache=tmp_path))
 
 
-def test_a_file_damaged_in_the_cache_is_fetched_again(server, folder, tmp_path):
-    data = config(f"{server.url}/set", cache=tmp_path / "cache")
+@pytest.mark.parametrize("cache", ["cache", "~/cache"])
+def test_a_file_damaged_in_the_cache_is_fetched_again(server, folder, tmp_path, monkeypatch, cache):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = config(f"{server.url}/set", cache=cache if "~" in cache else tmp_path / cache)
     served(data)
     digest = Manifest.open(folder).shards[1].sha256
     (tmp_path / "cache" / digest).write_bytes(bytes(10**5))

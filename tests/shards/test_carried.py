@@ -372,6 +372,12 @@ def test_units_as_they_are_annotated(cell, present):
     assert [None if math.isnan(value) else value for value in found] == present
 
 
+@pytest.mark.parametrize("cell", ["AU04+L1", "4 01", "AU4, AU001"])
+@pytest.mark.parametrize("columns", [("1", "4", "12"), ("01", "04", "012")])
+def test_leading_zeros_of_units_mean_nothing(cell, columns):
+    assert units_present(action_units(cell), columns).tolist() == [1, 1, 0]
+
+
 @given(st.dictionaries(st.sampled_from("abcd"), st.integers(-2, 50)))
 def test_vote_shares_add_up_to_one_or_to_nothing(votes):
     shares = vote_shares(votes, ("a", "b", "c"))

@@ -26,6 +26,7 @@ from shards.ingest.inputs import Annotation, InputError, Item, key_of
 from shards.ingest.isolate import Sandbox, job
 from shards.ingest.picture import Deinterlacer, chain, turned
 from shards.ingest.read import Video
+from shards.ingest.request import listing
 from shards.ingest.settings import DetectorName
 from shards.ingest.splits import hold_out, label_order
 from shards.ingest.timing import Span, continuous, cut_evenly, cut_whole, frame_rate, shown
@@ -551,6 +552,32 @@ def test_only_shards_of_ours_are_overwritten_and_only_on_request(videos, tmp_pat
     assert names(other) == ["thesis.tex"]
 
 
+def test_a_link_as_out_is_written_where_it_leads(videos, tmp_path):
+    link, disk = tmp_path / "o", tmp_path / "disk"
+    (disk / "shards").mkdir(parents=True)
+    link.symlink_to(disk / "shards")
+
+    def beside_the_folder(done, total, rejected):
+        assert names(tmp_path) == ["disk", "o"] and len(names(disk)) == 2
+
+    for again in (False, True):
+        ingest(
+            *(videos / "a.mp4", link),
+            **{"settings": PLAIN, "jobs": 1, "overwrite": again, "progress": beside_the_folder},
+        )
+        assert link.is_symlink() and verify(link) == [] and names(disk) == ["shards"]
+
+
+def test_a_mount_point_as_out_is_refused_at_the_start(videos, tmp_path, monkeypatch):
+    out = tmp_path / "o"
+    out.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == out)
+    with pytest.raises(InputError, match="name a folder inside it, such as .*o/shards"):
+        ingest(videos / "a.mp4", out, settings=PLAIN, jobs=1, progress=lambda *_: 1 / 0)
+    assert names(tmp_path) == ["o"]
+    assert ingest(videos / "a.mp4", out / "shards", settings=PLAIN, jobs=1).clips == 1
+
+
 # --- annotations, keys, splits ----------------------------------------------------------------
 
 
@@ -654,6 +681,57 @@ def test_holdout_keeps_subjects_together():
     assert all(len(splits) == 1 for splits in of.values())
     counts = [sum(i.annotation.split == s for i in items) for s in ("train", "val", "test")]
     assert counts == [70, 10, 20]
+
+
+def appearing(*pairs):
+    """A clip for each (subject, source)."""
+    return [
+        Item(f"{i}", Path("x"), f"{i}.mp4", Annotation(subject_id=subject, source_id=source))
+        for i, (subject, source) in enumerate(pairs)
+    ]
+
+
+def splits_by(items, name):
+    of = {}
+    for item in items:
+        of.setdefault(getattr(item.annotation, name), set()).add(item.annotation.split)
+    return of
+
+
+def test_holdout_keeps_together_what_shares_a_subject_or_a_source():
+    films = [(f"{s}{i}", f"film{i}") for i in range(20) for s in "abc"]
+    alone = [(f"a{i}", None) for i in range(20)] + [(None, f"film{i}") for i in range(20)]
+    chain = [(f"a{i + 1}", f"film{i}") for i in range(0, 20, 4)]
+    clips = appearing(*films, *alone, *chain)
+    items = hold_out(clips, {"val": 0.1, "test": 0.2})
+    for name in ("subject_id", "source_id"):
+        of = splits_by([item for item in items if getattr(item.annotation, name)], name)
+        assert {len(splits) for splits in of.values()} == {1}
+    assert {item.annotation.split for item in items} == {"train", "val", "test"}
+    other = hold_out(clips[::-1], {"val": 0.1, "test": 0.2})
+    assert other[::-1] == items, "the order of the rows decides nothing"
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [lambda s, k: (s, None), lambda s, k: (None, s), lambda s, k: (s, f"{s}-{k}")],
+    ids=["subjects", "sources", "sources within subjects"],
+)
+def test_names_alone_decide_what_is_held_out(pair):
+    clips = appearing(*(pair(f"s{i}", k) for i in range(20) for k in range(5)))
+    items = hold_out(clips, {"val": 0.1, "test": 0.2})
+    held = {
+        split: sorted({i // 5 for i, item in enumerate(items) if item.annotation.split == split})
+        for split in ("val", "test")
+    }
+    # Written down: another version must not move the clips of a collection that grows.
+    assert held == {"val": [7, 8], "test": [3, 5, 13, 15]}
+
+
+def test_sources_in_several_splits_are_told(videos, tmp_path):
+    rows = "path,source_id,split\na.mp4,film,train\nlong.mp4,film,test\nb/a.mkv,other,test\n"
+    notes = listing(videos, annotate(tmp_path, rows), None, {}).notes
+    assert notes == ["1 sources are in several splits, such as film"]
 
 
 def test_holdout_needs_a_subject_for_every_split():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from shards.augment import AugmentConfig
 from shards.chance import apportion
+from shards.index import ShardLost
 from shards.ledger import Ledger
 from shards.lines import Balanced
 from shards.order import PADDING, Balance, Mixture, Order
@@ -246,6 +247,20 @@ def test_labels_are_needed_for_balance(tmp_path):
     write_folder(tmp_path / "bare", [4], labels=())
     with pytest.raises(ValueError, match=r"data\.balance needs labels"):
         opened(config(tmp_path / "bare", balance=1.0))
+
+
+@pytest.mark.parametrize("split", [None, "train"])
+def test_balance_without_an_index_is_refused_as_shares_would_change(tmp_path, split):
+    write_folder(tmp_path / "set", [6, 6], test_every=3)
+    gone = tmp_path / "set" / "shard-000001.index.jsonl"
+    gone.unlink()
+    data = config(tmp_path / "set", split=split, allow_missing=1, balance=0.5)
+    words = rf"data\.balance needs .*{gone.name} cannot be read.*--redo.*leave data\.balance None"
+    with pytest.raises(ShardLost, match=words):
+        opened(data)
+    for allowed, train in ((data, False), (replace(data, balance=None), True)):
+        with opened(allowed, train=train) as stream:
+            assert stream.samples == (12 if split is None else 8)
 
 
 # The ledger of an earlier run

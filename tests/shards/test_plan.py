@@ -441,6 +441,52 @@ def test_a_rare_class_that_comes_too_often_is_a_warning(monkeypatch):
     assert _balanced(classes, ("calm", "glad"), 0.0, "").numbers["times"] == {"calm": 1, "glad": 1}
 
 
+@pytest.fixture
+def fold(tmp_path):
+    """A split file of the folder: 4 clips in `in`, 2 in `out`, the other 6 in none."""
+    rows = [f",s0_{j},{'in' if j < 4 else 'out'}\n" for j in range(6)]
+    (tmp_path / "fold.csv").write_text("dataset,key,split\n" + "".join(rows))
+    return str(tmp_path / "fold.csv")
+
+
+def test_a_split_file_says_what_is_counted(folder, small, fold):
+    found = planned(config(folder, splits=fold, split="in"))
+    assert found["splits"].verdict == "ok"
+    assert found["epoch"].found.startswith("4 clips make 1 step")
+    assert found["splits"].found == "in 4, out 2, without a split 6"
+    assert found["length"].found.startswith("of 12 clips looked at")
+    assert planned(config(folder, splits=fold))["epoch"].found.startswith("6 clips")
+    mixed = config(folder, small, splits=fold, split="in", weights=(1.0, 1.0))
+    assert f"{small} has no clip" in planned(mixed)["weights"].found
+    missing = planned(config(folder, splits=fold, split="train"))
+    assert missing["splits"].verdict == "cannot" and "--split in or out" in missing["splits"].fix
+
+
+def test_a_split_file_that_a_training_would_refuse_cannot_work(folder, fold, tmp_path):
+    gone = planned(config(folder, splits=str(tmp_path / "gone.csv"), split="in"))
+    assert gone["splits"].verdict == "cannot" and "gone.csv" in gone["splits"].found
+    (tmp_path / "more.csv").write_text("dataset,key,split\n,elsewhere,in\n")
+    found = planned(config(folder, splits=str(tmp_path / "more.csv"), weights=(1.0,)))
+    assert found["split file"].verdict == "cannot" and "elsewhere" in found["split file"].found
+    assert "epoch" not in found and found["weights"].verdict == "cannot"
+
+
+def test_a_trainer_is_told_of_short_clips_with_a_split_file_too(folder, fold):
+    lines = asked(config(folder, splits=fold, split="in", frames=30), batch=4, world=1)
+    assert "100% of the clips are shorter" in lines[1]
+    lines = asked(config(folder, splits=fold, split="in", pair=True, frames=0), batch=4, world=1)
+    assert len(lines) == 1
+
+
+def test_the_command_takes_a_split_file_and_the_pair(folder, fold, capsys):
+    asked = ("--splits", fold, "--split", "in", "--gpus", "2", "--streams", "4", "--json")
+    assert main(["plan", str(folder), *asked, *FAST, "--pair", "--frames", "0"]) == 0
+    found = {f["about"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["epoch"]["found"].startswith("4 clips") and "length" not in found
+    assert main(["plan", str(folder), *FAST, "--frames", "0"]) == 2
+    assert "data.frames is 0" in capsys.readouterr().err
+
+
 def test_the_command_takes_them(folder, small, capsys):
     more = ("--weights", "3", "1", "--balance", "0.5", "--repeats", "2", "--json")
     asked = ("--gpus", "2", "--streams", "4", "--global-batch", "8", "--clips-per-second", "9")

@@ -102,7 +102,10 @@ def test_what_a_training_could_not_read_comes_back_with_the_same_bytes(
     assert stream.failed == 1
     plain = ("--out", str(out), "--jobs", "1")
     assert main(["ingest", str(videos), *plain, "--redo", str(kept.path)]) == 0
-    assert "2 clips made anew in 1 shard, of which 1 has the same bytes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 clips made anew in 1 shard, of which 1 has the same bytes" in said
+    assert "the ledger is done: do not give it as data.skip" in said
+    assert "--cluster.output" not in said, "nothing changed, so a training goes on"
     assert contents(out) == contents(whole) and verify(out) == []
     assert sorted(os.listdir(tmp_path)) == ["ledger.jsonl", "o", "videos"]
 
@@ -133,6 +136,7 @@ def test_only_the_named_sample_is_made_anew(videos, whole, out, tmp_path):
     (videos / "v1.mp4").write_bytes(video(120, frames=48))
     made = again(videos, out, ledger(tmp_path, out, (2, "v1_mp4-0002")))
     assert (made.shards, made.same, made.clips) == (1, 0, 1) and verify(out) == []
+    assert "start it with a new --cluster.output" in made.notes[1]
     new, old = contents(out), contents(whole) | {"mine/notes.txt": b"mine"}
     changed = {name for name in old if new[name] != old[name]}
     assert changed == {"shard-000002.tar", "shard-000002.index.jsonl", "manifest.json"}
@@ -212,6 +216,23 @@ def test_a_kill_between_the_two_renames_loses_nothing(source, whole, out, tmp_pa
     named = ledger(tmp_path, out, (0, "v0_mp4-0000"))
     out.rename(aside_of(out).with_name(aside_of(out).name + ".old"))
     assert again(source, out, named).same == 1 and contents(out) == contents(whole)
+
+
+def test_what_a_running_run_holds_aside_is_left_to_it(source, whole, out, tmp_path):
+    old = aside_of(out).with_name(aside_of(out).name + ".old")
+    words = ["ingest", str(source), "--out", str(out)]
+    command = [sys.executable, "-m", "shards", *words, "--redo", ledger(tmp_path, out, 0)]
+
+    def between_the_renames(done, total, rejected):
+        out.rename(old)
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == 2 and f"process {os.getpid()} on" in run.stderr
+        assert old.exists() and not out.exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest(source, out, settings=PLAIN, overwrite=True, progress=between_the_renames)
+    assert contents(old) == contents(whole)
 
 
 def labelled(tmp_path, label="joy", split="train"):

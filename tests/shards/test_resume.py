@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,35 @@ def test_a_kill_while_old_shards_are_replaced_loses_neither(videos, whole, tmp_p
     with pytest.raises(InputError, match="--overwrite"):
         ingest(videos, out, settings=PLAIN, jobs=1)
     assert verify(out) == []
+
+
+def test_an_empty_folder_made_meanwhile_does_not_cost_the_old_shards(videos, tmp_path):
+    out = tmp_path / "o"
+    ingest(videos / "v0.mp4", out, settings=PLAIN, jobs=1)
+    out.rename(tmp_path / ".o.partial-ingest.old")
+    out.mkdir()
+    with pytest.raises(InputError, match="--overwrite"):
+        ingest(videos, out, settings=PLAIN, jobs=1)
+    assert verify(out) == [] and os.listdir(tmp_path) == ["o"]
+
+
+def test_something_else_made_meanwhile_costs_neither(videos, tmp_path):
+    out, old = tmp_path / "o", tmp_path / ".o.partial-ingest.old"
+    ingest(videos / "v0.mp4", out, settings=PLAIN, jobs=1)
+    out.rename(old)
+    out.mkdir()
+    (out / "thesis.tex").write_text("dear")
+    with pytest.raises(InputError, match=f"which a kill left in {old}; move it elsewhere"):
+        ingest(videos, out, settings=PLAIN, jobs=1, overwrite=True)
+    assert verify(old) == [] and os.listdir(out) == ["thesis.tex"]
+
+
+def test_old_shards_go_once_the_new_ones_are_there(videos, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "o")
+    (tmp_path / ".o.partial-ingest.old").mkdir()
+    with pytest.raises(InputError, match="--overwrite"):
+        ingest(videos, out, settings=PLAIN, jobs=1)
+    assert same(out, whole) and os.listdir(tmp_path) == ["o"]
 
 
 def test_a_log_gets_a_line_now_and_then_with_rate_and_time_left(capsys):

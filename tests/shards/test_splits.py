@@ -115,11 +115,26 @@ def test_a_clip_that_no_folder_has_is_named(folder, fold, tmp_path):
         *(("", f"no{i}", "val") for i in range(4)),
     ]
     data = config(folder, splits=write(tmp_path / "more.csv", rows), split="train")
-    with pytest.raises(
-        ValueError, match=r"more\.csv names 5 clips that .*s0_1 of x, no0, no1 and 2"
-    ):
-        opened(data)
-    assert set(served(replace(data, allow_missing=1))) == {"s0_0"}
+    for allowed in (0, 1):
+        with pytest.raises(
+            ValueError, match=r"more\.csv names 5 clips that .*s0_1 of x, no0, no1 and 2"
+        ):
+            opened(replace(data, allow_missing=allowed))
+
+
+@pytest.mark.parametrize(("unknown", "fits"), [(1, True), (2, False)])
+def test_as_many_clips_may_be_absent_as_lost_shards_have(folder, fold, tmp_path, unknown, fits):
+    write_folder(tmp_path / "set", COUNTS)
+    (tmp_path / "set" / "shard-000000.index.jsonl").unlink()
+    named = [("", key, split) for key, split in FOLD.items()]
+    hidden = sum(key.startswith("s0_") for key in FOLD)
+    rows = [*named, *(("", f"no{i}", "train") for i in range(COUNTS[0] - hidden + unknown - 1))]
+    data = config(tmp_path / "set", splits=write(tmp_path / "f.csv", rows), allow_missing=1)
+    if fits:
+        assert len(open_collection(data).absent) == COUNTS[0]
+    else:
+        with pytest.raises(ValueError, match=r"names 6 clips .*lost shards can have 5 of them"):
+            open_collection(data)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

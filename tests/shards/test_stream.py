@@ -1,5 +1,6 @@
 """Batches from shards: exact, reproducible, resumable, and honest about what could not be read."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -237,6 +238,26 @@ def test_an_allowed_share_counts_over_the_whole_run(broken):
     assert stream.served == 80
     assert stream.failed == 10
     assert len(stream.unreadable) == 2
+
+
+@pytest.mark.parametrize(
+    ("broken", "ends"),
+    [([j for j in range(100) if j % 5 < 2], True), (range(50, 78), False)],
+    ids=["40 percent", "28 of 800 clips, all with one rank"],
+)
+def test_each_of_several_ranks_judges_its_own_part(tmp_path, broken, ends):
+    everywhere = range(8) if ends else [3]
+    replaced = {f"s{i}_{j}": b"no video" for i in everywhere for j in broken}
+    write_folder(tmp_path / "set", [100] * 8, replaced=replaced)
+    data = config(tmp_path / "set", streams=8, frames=1, size=16, max_failed_share=0.06)
+    expected = (
+        pytest.raises(TooManyFailures, match=r"0\.06 allows one of 8 workers \(32\)")
+        if ends
+        else contextlib.nullcontext()
+    )
+    with opened(data, world=8, rank=3, batch=8, micro=1, train=False) as stream, expected:
+        list(stream)
+    assert len(stream.unreadable) == (33 if ends else 28)
 
 
 def test_bytes_that_changed_since_ingest_are_never_shown(folder, tmp_path):
