@@ -48,7 +48,7 @@ def newest(rows: Rows, scale: str) -> dict[str, dict[str, dict[str, str]]]:
 def picture(rows: Rows, out: Path, *, scale: str) -> None:
     """Draw the lines into a PNG."""
     found = newest(rows, scale)
-    figure, axes = pyplot.subplots(figsize=(8.5, 4.8))
+    figure, axes = pyplot.subplots(figsize=(9.5, 4.8))
     strengths = [s for s in next(iter(found.values())) if s != "all"]
     for number, (model, by_strength) in enumerate(found.items()):
         x = [i + (number - len(found) / 2) * 0.07 for i in range(len(strengths))]
@@ -68,7 +68,7 @@ def picture(rows: Rows, out: Path, *, scale: str) -> None:
     axes.set_ylim(0, 1)
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=3, loc="upper right")
+    axes.legend(frameon=False, ncols=len(found), loc="lower center", bbox_to_anchor=(0.5, 1))
     figure.tight_layout()
     figure.savefig(out, dpi=130)
 
