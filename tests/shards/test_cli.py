@@ -164,7 +164,10 @@ def test_a_stopped_ingest_leaves_no_shards_and_no_process(tmp_path, way):
         film(tmp_path / "v" / f"{i}.mp4", frames=1400)
     command = [sys.executable, "-m", "shards", "ingest", "v", "--out", "o", "--detector", "none"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
+    # A shell that runs these tests in the background has its children ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([*command, "--jobs", "2"], cwd=tmp_path, env=env)
+    signal.signal(signal.SIGINT, before)
     partial = wait_for(lambda: list(tmp_path.glob(".o.partial-*/work/*/stderr.txt")))
     assert partial, "no video was begun"
     process.send_signal(way)
