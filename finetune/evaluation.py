@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import tyro
@@ -72,6 +72,9 @@ class EvaluateConfig:
             raise ValueError(f"batch is {self.batch}: use 1 or more")
 
 
+Asked = TypeVar("Asked", bound=EvaluateConfig)
+
+
 class RecordingMeter(Measure):
     """Measures, and keeps each clip's answer beside what is known of it."""
 
@@ -114,14 +117,8 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Fetch the model, measure it, print the figures; returns the summary."""
-    config = absolute_paths(config, "shards", "splits", "skip", "cache", "cluster.output")
-    if not config.model:
-        raise ValueError("model is empty: name one with --model models:/NAME@ALIAS or a folder")
-    inputs = check_shards(config)
+    config, inputs = located(config)
     output = Path(config.cluster.output)
-    uri = store_uri(config.tracking.uri, str(output))
-    local = fetch(config.model, uri=uri, into=output / ".fetched")
-    config = replace(config, model=str(local.absolute()))
     result = drive(measure, config, seed=0, inputs=inputs, publish=lambda *_: {})
     which = f"split {config.split}" if config.split else "all splits"
     print(
@@ -129,6 +126,21 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         f"{'; '.join(in_words(result))}; {output}"
     )
     return result
+
+
+def located(config: Asked) -> tuple[Asked, dict[str, Any]]:
+    """With absolute paths and the model as a local folder; place and sha256 of the manifests.
+
+    Raises ValueError where model or shards are not named, and like `check_shards` and `fetch`.
+    """
+    config = absolute_paths(config, "shards", "splits", "skip", "cache", "cluster.output")
+    if not config.model:
+        raise ValueError("model is empty: name one with --model models:/NAME@ALIAS or a folder")
+    inputs = check_shards(config)
+    output = config.cluster.output
+    uri = store_uri(config.tracking.uri, output)
+    local = fetch(config.model, uri=uri, into=Path(output, ".fetched"))
+    return replace(config, model=str(local.absolute())), inputs
 
 
 def in_words(result: dict[str, Any]) -> list[str]:

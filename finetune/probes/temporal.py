@@ -15,7 +15,7 @@ from typing import Any
 
 import tyro
 
-from finetune.evaluation import EvaluateConfig, check_labels, check_shards, data_of
+from finetune.evaluation import EvaluateConfig, check_labels, data_of, located
 from finetune.models.configs import privileged
 from finetune.predictor import Predictor
 from finetune.probes.manipulations import AS_IS
@@ -23,11 +23,9 @@ from finetune.probes.picture import draw
 from finetune.probes.report import attention_on, cost_of
 from finetune.probes.task import Row, TemporalMeter, TemporalTask
 from launch.cluster import ClusterConfig, WorkerContext
-from launch.config import absolute_paths, from_dict
+from launch.config import from_dict
 from launch.engine import evaluate
 from launch.job import attached, command, drive, write_json
-from launch.registry import fetch
-from launch.store import store_uri
 from launch.tracking import TrackingConfig
 from shards.ledger import Ledger
 from shards.stream import TooManyFailures, open_clips
@@ -55,17 +53,10 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: TemporalConfig) -> dict[str, Any]:
     """Fetch the model, ask it, print the figures; returns the summary."""
-    config = absolute_paths(config, "shards", "splits", "cache", "cluster.output")
-    if not config.model:
-        raise ValueError("model is empty: name one with --model models:/NAME@ALIAS or a folder")
-    inputs = check_shards(config)
-    output = Path(config.cluster.output)
-    uri = store_uri(config.tracking.uri, str(output))
-    local = fetch(config.model, uri=uri, into=output / ".fetched")
-    config = replace(config, model=str(local.absolute()))
+    config, inputs = located(config)
     result = drive(measure, config, seed=config.seed, inputs=inputs, publish=lambda *_: {})
     tell(result)
-    print(output)
+    print(config.cluster.output)
     return result
 
 

@@ -16,6 +16,8 @@ from shards.manifest import verify
 from shards.render.dataset import render_dataset
 from tests.runs import local_ray
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = IngestSettings(size=64, min_frames=8)
 
