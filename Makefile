@@ -26,7 +26,7 @@ demo: $(READY)  ## the whole road on two cores; VIDEOS=folder [ANNOTATIONS=file.
 	@$(BIN)/python launch/demo.py --out '$(OUT)' $(if $(VIDEOS),--videos '$(VIDEOS)') $(if $(ANNOTATIONS),--annotations '$(ANNOTATIONS)')
 
 test: $(READY)  ## all tests (at most 12 minutes on two cores)
-	@$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -q -m 'not slow' -n 2
 
 test-slow: $(READY)  ## the tests that take minutes each
 	@$(BIN)/python -m pytest -q -m slow

@@ -13,13 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 VIDEOS = ROOT.parent / "shared/data/videos"
 KINDS = {"grid": "speaking", "intel": "signing"}  # what people do in these two collections
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.skipif(
-        not VIDEOS.is_dir(),
-        reason=f"{VIDEOS} does not exist: the real videos are not in this repository",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not VIDEOS.is_dir(),
+    reason=f"{VIDEOS} does not exist: the real videos are not in this repository",
+)
 
 
 @pytest.fixture(scope="module")

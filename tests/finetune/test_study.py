@@ -557,7 +557,6 @@ def rendered(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.ray
 def test_a_killed_study_goes_on_where_it_was(rendered, uri, tmp_path):
     """The whole road: three people, every fold a Ray task; the driver is killed when the first is
     finished, and the same command does the rest."""

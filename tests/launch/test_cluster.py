@@ -22,8 +22,6 @@ from launch.engine import RunConfig, fit
 from launch.failures import mended_by_restart
 from tests.launch.toy import MemoryTracker, ToyStream, ToyTask
 
-pytestmark = pytest.mark.ray
-
 ROOT = Path(__file__).resolve().parents[2]
 RUN = RunConfig(
     steps=8, global_batch=16, micro_batch=4, base_lr=0.3, zero_stage=2, save_every=3, log_every=1

@@ -12,8 +12,6 @@ from launch.cluster import ClusterConfig, WorkerLost
 from launch.parallel import Job, run_all
 from tests.runs import local_ray
 
-pytestmark = pytest.mark.ray
-
 ONE_CORE = ClusterConfig(workers=0, cpus_per_worker=1)
 
 
