@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -216,6 +217,10 @@ def _run_on_ray(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) 
             f"{told(error.worker_failures)}; that was failure {cluster.max_failures + 1}, "
             f"--cluster.max_failures allows {cluster.max_failures}"
         ) from None
+    finally:
+        shutil.rmtree(storage / name, ignore_errors=True)  # Ray's own; nothing of ours is there
+        with contextlib.suppress(OSError):
+            storage.rmdir()
     return cast(dict[str, Any], result.return_value)
 
 

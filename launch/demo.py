@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from launch.head import local_head
+from launch.signals import termination_raises
 from launch.steps import CONSOLE, ROOT, StepFailed, direct, step
 
 WORKERS = 2
@@ -62,7 +63,8 @@ def main() -> int:
         CONSOLE.print(f"[red]error:[/] {config.annotations}: name a CSV file, and VIDEOS with it")
         return 2
     try:
-        rows = road(config, out)
+        with termination_raises():  # else the Ray head would outlive this process
+            rows = road(config, out)
     except (StepFailed, RuntimeError, OSError) as failure:
         CONSOLE.print(f"[red]stopped:[/] {escape(str(failure))}")
         return 1

@@ -112,8 +112,9 @@ def _require_answer(uri: str) -> None:
     except urllib.error.HTTPError:
         return  # something answers; what it thinks of our requests is for MLflow to say
     except OSError as error:
+        why = getattr(error, "reason", error)
         raise StoreError(
-            f"no MLflow server answers at {uri} ({error}). Start it (mlflow server --port 5000 "
+            f"no MLflow server answers at {uri} ({why}). Start it (mlflow server --port 5000 "
             "--backend-store-uri sqlite:////folder/mlflow.db) or correct tracking.uri; left empty, "
             "an SQLite file beside the output folder is used."
         ) from error

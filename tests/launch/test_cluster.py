@@ -102,6 +102,7 @@ def test_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
     assert torn["first_loss"] == pytest.approx(alone["first_loss"], rel=1e-6)
     assert torn["threads"] == 1
     assert [p.read_text() for p in sorted(tmp_path.glob("starts-*"))] == ["xx", "xx"]
+    assert not (tmp_path / "ray").exists(), "nothing of Ray's own is left in the output"
 
 
 def test_error_of_one_worker_reaches_the_user_as_it_is_and_is_not_tried_again(
