@@ -34,10 +34,12 @@ FILES = ("VmRSS", "RssAnon")
 
 
 def make_shards(folder: Path, copies: int) -> Path:
-    """36 rendered clips as one shard, and it as so many, each the same files under other names."""
+    """36 rendered clips as one shard, 24 of them of split train, and it as so many, each the same
+    files under other names."""
     render_dataset(folder / "videos", subjects=6, clips_per_subject=6, size=(SIZE, SIZE), workers=2)
     shards, settings = folder / "shards", IngestSettings(detector="none", size=SIZE)
-    ingest(folder / "videos", shards, settings=settings)
+    annotations = folder / "videos" / "annotations.csv"
+    ingest(folder / "videos", shards, settings=settings, annotations=annotations)
     made = Manifest.open(shards)
     (one,) = made.shards
     kinds = (lambda name: name, index_name)
@@ -51,7 +53,7 @@ def make_shards(folder: Path, copies: int) -> Path:
             else:
                 copy.hardlink_to(first)
     named = [replace(one, name=f"copy-{i:06d}.tar") for i in range(copies)]
-    about = {"labels": made.labels, "splits": {}, "clip": made.clip}
+    about = {"labels": made.labels, "clip": made.clip}
     write_manifest(shards, named, **about, created_by=made.created_by)
     return shards
 

@@ -22,6 +22,7 @@ from launch.cluster import WorkerContext
 from launch.engine import evaluate
 from launch.task import Tracker
 from shards.ledger import Ledger
+from shards.reader import Collection
 
 
 class Best:
@@ -32,6 +33,7 @@ class Best:
     ):
         self.config, self.folder, self.origin = config, folder, origin
         self.outputs = config.outputs(tuple(labels))
+        self._collection: Collection | None = None
 
     def evaluator(self, tracker: Tracker, context: WorkerContext, ledger: Ledger):
         """What the engine calls when an evaluation is due."""
@@ -42,8 +44,14 @@ class Best:
                 return {}
             meter = Measure(self.outputs)
             with open_split(
-                self.config, split, rank=context.rank, world=context.world, ledger=ledger
+                self.config,
+                split,
+                rank=context.rank,
+                world=context.world,
+                ledger=ledger,
+                collection=self._collection,
             ) as stream:
+                self._collection = stream.collection  # opened once, whatever the evaluations
                 found = evaluate(
                     task, stream, meter, context=context, precision=self.config.run.precision
                 )

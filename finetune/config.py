@@ -75,14 +75,14 @@ class FinetuneConfig:
         units = self.heads.units or predicted_units(self.encoder)
         return Outputs(labels if self.heads.labels else (), units, self.heads.affect)
 
-    def data_for(self) -> DataConfig:
+    def data_for(self, *, train: bool = True) -> DataConfig:
         """`data` with what the network, its outputs and losses need of every clip."""
         return carrying(
             self.data,
             self.encoder,
             self.outputs(()),
             votes=self.losses.votes and self.heads.labels,
-            subjects=self.identity.weight > 0,
+            subjects=train and self.identity.weight > 0,
         )
 
     def _check_outputs(self) -> None:

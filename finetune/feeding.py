@@ -1,6 +1,7 @@
 """The clips of a fine-tuning run: opening training and validation, and which of them count.
 
-Owns what is refused of the data before anything starts. It knows no network and no loop.
+Owns what is refused of the data, and settled about it, before anything starts. It knows no network
+and no loop.
 """
 
 from collections.abc import Iterator
@@ -10,15 +11,33 @@ from finetune.config import FinetuneConfig
 from finetune.outputs import Outputs
 from finetune.targets import known, targets_of
 from shards.batch import ClipBatch
+from shards.index import ShardLost
 from shards.ledger import Ledger
+from shards.opening import check_lost
+from shards.reader import Collection
+from shards.schema import Record
 from shards.stream import ClipStream, open_clips
 
 
+def settle(config: FinetuneConfig) -> FinetuneConfig:
+    """The same with `data.augment_on` decided. Raises ValueError where the device is asked for what
+    the loader must do."""
+    gpu = bool(config.cluster.gpus_per_worker)
+    decided = config.data_for().settled(gpu=gpu).augment_on  # the network may need flow
+    return replace(config, data=replace(config.data, augment_on=decided))
+
+
 def open_train(
-    config: FinetuneConfig, *, rank: int, world: int, start_step: int = 0, ledger=None
+    config: FinetuneConfig,
+    *,
+    rank: int,
+    world: int,
+    start_step: int = 0,
+    ledger: Ledger | None = None,
+    collection: Collection | None = None,
 ) -> ClipStream:
-    """The training clips of one rank. Raises ValueError where they have not what is to be learnt
-    from them."""
+    """The training clips of one rank; `collection` is that of an earlier stream of them. Raises
+    ValueError where they have not what is to be learnt from them."""
     stream = open_clips(
         config.data_for(),
         global_batch=config.run.global_batch,
@@ -28,6 +47,7 @@ def open_train(
         start_step=start_step,
         train=True,
         ledger=ledger,
+        collection=collection,
     )
     try:
         _check_annotated(config, stream)
@@ -38,24 +58,33 @@ def open_train(
 
 
 def open_split(
-    config: FinetuneConfig, split: str, *, rank: int, world: int, ledger: Ledger | None = None
+    config: FinetuneConfig,
+    split: str,
+    *,
+    rank: int,
+    world: int,
+    ledger: Ledger | None = None,
+    collection: Collection | None = None,
 ) -> ClipStream:
-    """Each clip of a split once, with its views."""
+    """Each clip of a split once, with its views; `collection` as for `open_train`."""
     return open_clips(
-        replace(config.data_for(), split=split),
+        replace(config.data_for(train=False), split=split),
         global_batch=config.run.global_batch,
         micro_batch=config.run.micro_batch,
         rank=rank,
         world=world,
         train=False,
         ledger=ledger,
+        collection=collection,
     )
 
 
 def check_labelled(config: FinetuneConfig, stream: ClipStream) -> None:
-    """Say how many training clips have no label, and how many no apex where it is looked at.
+    """Say how many training clips have no label, and how many no apex where it is looked at: for
+    this every index is read, once.
 
-    Raises ValueError where not one clip has anything that is to be learnt.
+    Raises ValueError where not one clip has anything that is to be learnt, ShardLost where more
+    indexes are lost than `data.allow_missing`.
     """
     where = f"{', '.join(config.data.shards)}"
     if not config.heads.labels and not _any_annotated(config, stream):
@@ -66,6 +95,7 @@ def check_labelled(config: FinetuneConfig, stream: ClipStream) -> None:
         )
     if config.heads.labels:
         bare = stream.samples - sum(class_counts(stream))
+        check_lost(config.data, list(stream.collection.lost.values()))
         told = config.outputs(stream.labels)
         alone = not told.units and not told.affect and not config.losses.votes
         if bare == stream.samples and alone:
@@ -82,14 +112,21 @@ def check_labelled(config: FinetuneConfig, stream: ClipStream) -> None:
 def _any_annotated(config: FinetuneConfig, stream: ClipStream) -> bool:
     """Whether there is a clip with action units or affect, as far as these are told."""
     units, affect = bool(config.outputs(()).units), config.heads.affect
-    for shard, count in enumerate(stream.collection.counts):
-        for sample in range(count):
-            facts = stream.collection.row(shard, sample).record
-            if (units and facts.action_units) or (
-                affect and (facts.valence is not None or facts.arousal is not None)
-            ):
-                return True
-    return False
+    return any(
+        (units and facts.action_units)
+        or (affect and (facts.valence is not None or facts.arousal is not None))
+        for facts in _records(stream.collection)
+    )
+
+
+def _records(collection: Collection) -> Iterator[Record]:
+    """Of the clips, one after the other; those of lost indexes are left out."""
+    for shard, count in enumerate(collection.counts):
+        try:
+            for sample in range(count):
+                yield collection.row(shard, sample).record
+        except ShardLost:
+            continue
 
 
 def class_counts(stream: ClipStream) -> list[int]:

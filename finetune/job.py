@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from finetune.best import Best
-from finetune.feeding import Known, check_labelled, class_counts, open_split, open_train
+from finetune.feeding import Known, check_labelled, class_counts, open_split, open_train, settle
 from finetune.models import build as build_network
 from finetune.models import start
 from finetune.models.configs import identity as network_identity
@@ -49,6 +49,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     config = absolute_paths(
         config, "data.shards", "data.splits", "data.skip", "data.cache", "cluster.output"
     )
+    config = settle(config)
     world = max(1, config.cluster.workers)
     if config.validation_split is not None:
         open_split(config, config.validation_split, rank=0, world=world).close()
@@ -96,7 +97,12 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
             task,
             lambda step: Known(
                 open_train(
-                    config, rank=context.rank, world=context.world, start_step=step, ledger=ledger
+                    config,
+                    rank=context.rank,
+                    world=context.world,
+                    start_step=step,
+                    ledger=ledger,
+                    collection=probe.collection,
                 ),
                 task.outputs,
                 votes=config.losses.votes,
@@ -146,6 +152,7 @@ def build(
         counts=counts,
         identity=config.identity,
         subjects=subjects,
+        augment=config.data.on_device,
     )
 
 

@@ -1,8 +1,8 @@
 """Expression recognition as a task: clips with what is known of them in, one loss a clip out.
 
-Owns normalisation, mixing and the sum of losses on the device, and which parameters learn at which
-rate. It knows no cluster and no files; networks are in `models/`, losses in `losses.py`, targets in
-`targets.py`, figures in `metrics.py` and `measure.py`.
+Owns what is done on the device, from augmentation to the sum of losses, and which parameters learn
+at which rate. It knows no cluster and no files; networks are in `models/`, losses in `losses.py`,
+targets in `targets.py`, figures in `metrics.py` and `measure.py`.
 """
 
 import math
@@ -20,8 +20,11 @@ from finetune.models.soa import orientation_layers
 from finetune.outputs import Outputs
 from finetune.targets import one_hot, targets_of
 from launch.parameters import decay_groups
+from mira.blocks import compile_blocks
 from mira.tubelets import normalise
+from shards.augment import AugmentConfig
 from shards.batch import ClipBatch
+from shards.draws_device import augmented
 
 
 class ClassifyTask(nn.Module):
@@ -36,6 +39,7 @@ class ClassifyTask(nn.Module):
         counts: training clips a class, for `losses.balance`.
         identity: see `IdentityConfig`.
         subjects: how many people the training clips show, for `identity`.
+        augment: what is done to training clips here (`data.on_device`); None: the loader did it.
     """
 
     def __init__(
@@ -49,9 +53,11 @@ class ClassifyTask(nn.Module):
         counts: list[int] | None = None,
         identity: IdentityConfig | None = None,
         subjects: int = 0,
+        augment: AugmentConfig | None = None,
     ):
         super().__init__()
         self.model = model
+        self.augment = augment
         self.mixing = mixing
         self.layer_decay = layer_decay
         self.outputs = outputs or Outputs(tuple(map(str, range(model.num_classes))))
@@ -72,7 +78,8 @@ class ClassifyTask(nn.Module):
             likeliest target (of a mixed clip: its larger part); where there are several losses,
             each; and θ of every layer that has one, modulo π.
         """
-        mixed = mix(normalise(batch.pixels), batch.weights, batch.seeds, self.mixing)
+        pixels = normalise(augmented(batch, self.augment))
+        mixed = mix(pixels, batch.weights, batch.seeds, self.mixing)
         features = self.model.features(mixed.pixels, **inputs_of(self.model, batch))
         logits = self.model.classify(features).float()
         targets = targets_of(
@@ -94,6 +101,10 @@ class ClassifyTask(nn.Module):
         """Answers [B, O], float32, averaged over a clip's views: see `Outputs.answers`."""
         logits = self.model(normalise(batch.pixels), **inputs_of(self.model, batch))
         return self.outputs.answers(logits, views=batch.views)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`torch.compile` for every block of the network; what is around them stays as it is."""
+        compile_blocks(self, *args, **kwargs)
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Rate of layer i of L: decay^(L + 1 - i), patch embedding 0, head L + 1 (BEiT's rule).

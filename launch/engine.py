@@ -55,6 +55,9 @@ class RunConfig:
     """Largest global L2 norm of the gradient. None = no clipping."""
     precision: Precision = "fp32"
     """Precision of matrix products. Weights, losses and sums stay fp32."""
+    compile: bool = False
+    """Let torch.compile have the network: faster steps after a minute of compilation. Random
+    numbers, such as which blocks are dropped, are then others."""
     zero_stage: Literal[0, 1, 2] = 1
     """DeepSpeed ZeRO: 0 nothing, 1 optimiser state, 2 also gradients are spread over the
     workers."""
@@ -211,6 +214,8 @@ def evaluate(
 
 
 def _build(task: nn.Module, run: RunConfig, context: WorkerContext) -> Zero:
+    if run.compile:
+        task.compile()
     return Zero(
         task,
         device=context.device,

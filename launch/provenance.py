@@ -31,6 +31,7 @@ PACKAGES = (
     "webdataset",
     "decord",
     "av",
+    "kornia",
 )
 
 

@@ -30,7 +30,10 @@ class Batch(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """A model together with its objective: an `nn.Module` with these four members."""
+    """A model together with its objective: an `nn.Module` with these four members.
+
+    Its `compile` is called where the run asks for it, and may compile parts instead of the whole.
+    """
 
     flops_per_clip: float
     """Floating-point operations of one training step on one clip (3 × forward); 0 where it is not

@@ -7,7 +7,7 @@ computed is `cores.py`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -177,6 +177,8 @@ class Block(nn.Module):
         eps: of the LayerNorms.
     """
 
+    keep: Tensor | None  # 1 - drop_path, not in the state dict
+
     def __init__(
         self,
         dim: int,
@@ -191,7 +193,9 @@ class Block(nn.Module):
         self.attn = attention
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
-        self.drop_path = drop_path
+        # As a tensor: of a number, a compiler makes one program a block.
+        keep = torch.tensor(1.0 - drop_path) if drop_path else None
+        self.register_buffer("keep", keep, persistent=False)
 
     def forward(
         self, x: Tensor, *, asking: int | None = None, importance: list[Tensor] | None = None
@@ -216,11 +220,21 @@ class Block(nn.Module):
 
     def _dropped(self, branch: Tensor) -> Tensor:
         """Zero a clip's branch at the rate of drop_path, scaling the others up (Huang, 2016)."""
-        if not self.training or self.drop_path == 0.0:
+        if not self.training or self.keep is None:
             return branch
-        keep = 1.0 - self.drop_path
         shape = (len(branch),) + (1,) * (branch.ndim - 1)
-        return branch * (branch.new_empty(shape).bernoulli_(keep) / keep)
+        return branch * (self.keep.expand(shape).bernoulli() / self.keep).to(branch.dtype)
+
+
+def compile_blocks(network: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Let `torch.compile` have every block of a network, in place; names of weights stay.
+
+    A block by itself compiles in seconds, once for all that are alike, and what is around them may
+    depend on the data. The arguments are those of `torch.compile`.
+    """
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.compile(*args, **kwargs)
 
 
 class PatchEmbed(nn.Module):

@@ -28,6 +28,7 @@ from pretrain.recipes import RECIPES, PretrainConfig
 from pretrain.task import LossMeter, PretrainTask
 from shards.ledger import Ledger
 from shards.plan.preflight import WaitWatch, preflight
+from shards.reader import Collection
 from shards.stream import ClipStream, TooManyFailures, open_clips
 from shards.workers import WorkerDied
 
@@ -47,6 +48,8 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     """Check everything that can be checked here, then train on the cluster; returns the summary."""
     paths = ("data.shards", "data.splits", "data.skip", "data.cache", "cluster.output")
     config = absolute_paths(config, *paths)
+    gpu = bool(config.cluster.gpus_per_worker)
+    config = replace(config, data=config.data.settled(gpu=gpu))
     with torch.device("meta"):  # sizes that do not fit show before a cluster starts
         build(config)
     world = max(1, config.cluster.workers)
@@ -82,7 +85,12 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         summary = fit(
             task,
             lambda step: open_train(
-                config, rank=context.rank, world=context.world, start_step=step, ledger=ledger
+                config,
+                rank=context.rank,
+                world=context.world,
+                start_step=step,
+                ledger=ledger,
+                collection=probe.collection,
             ),
             config.run,
             tracker=tracker,
@@ -98,7 +106,8 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
 
 def build(config: PretrainConfig) -> PretrainTask:
     """The task, from random weights. Raises ValueError where its sizes do not fit together."""
-    return PretrainTask(VideoMAE(config.encoder, config.decoder), config.mask)
+    model = VideoMAE(config.encoder, config.decoder)
+    return PretrainTask(model, config.mask, config.data.on_device)
 
 
 def checkpoints_of(config: PretrainConfig, origin: Mapping[str, str]) -> Checkpoints:
@@ -112,9 +121,15 @@ def checkpoints_of(config: PretrainConfig, origin: Mapping[str, str]) -> Checkpo
 
 
 def open_train(
-    config: PretrainConfig, *, rank: int, world: int, start_step: int = 0, ledger=None
+    config: PretrainConfig,
+    *,
+    rank: int,
+    world: int,
+    start_step: int = 0,
+    ledger: Ledger | None = None,
+    collection: Collection | None = None,
 ) -> ClipStream:
-    """The training clips of one rank."""
+    """The training clips of one rank; `collection` is that of an earlier stream of them."""
     return open_clips(
         config.data,
         global_batch=config.run.global_batch,
@@ -124,6 +139,7 @@ def open_train(
         start_step=start_step,
         train=True,
         ledger=ledger,
+        collection=collection,
     )
 
 

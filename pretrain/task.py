@@ -1,7 +1,7 @@
 """Masked pretraining as a task: a batch of clips in, one reconstruction loss a clip out.
 
-Owns normalisation on the device, the masks of a batch and what is measured. It knows no cluster, no
-optimiser and no files; the model is in `model.py`.
+Owns augmentation and normalisation on the device, the masks of a batch and what is measured. It
+knows no cluster, no optimiser and no files; the model is in `model.py`.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from launch.parameters import decay_groups
+from mira.blocks import compile_blocks
 from mira.tubelets import normalise
 from pretrain.masking import MaskConfig, make_masks
 from pretrain.model import VideoMAE
+from shards.augment import AugmentConfig
 from shards.batch import ClipBatch
+from shards.draws_device import augmented
 
 
 class PretrainTask(nn.Module):
@@ -23,28 +26,36 @@ class PretrainTask(nn.Module):
     Args:
         model: the autoencoder.
         mask: what share is hidden, and from whom.
+        augment: what is done to training clips here (`data.on_device`); None: the loader did it.
     """
 
-    def __init__(self, model: VideoMAE, mask: MaskConfig):
+    def __init__(self, model: VideoMAE, mask: MaskConfig, augment: AugmentConfig | None = None):
         super().__init__()
         self.model = model
-        self.mask = mask
+        self.mask, self.augment = mask, augment
         self.flops_per_clip = 3 * model.flops(mask)  # the backward pass costs two forwards
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruct what is hidden.
+        """Reconstruct what is hidden of training clips.
 
         Returns:
             losses [B], float32: the mean squared error of a clip's hidden patches; no more metrics.
         """
-        x = normalise(batch.pixels)
-        # A mask derives from its slot's seed alone, so it is the same on any number of workers.
-        masks = make_masks(self.mask, self.model.encoder.config, batch.seeds, device=x.device)
-        return self.model.losses(self.model(x, *masks), x, *masks), {}
+        return self._losses(batch, augmented(batch, self.augment)), {}
 
     def predict(self, batch: ClipBatch) -> Tensor:
         """Losses [B] of held-out clips."""
-        return self(batch)[0]
+        return self._losses(batch, batch.pixels)
+
+    def _losses(self, batch: ClipBatch, pixels: Tensor) -> Tensor:
+        x = normalise(pixels)
+        # A mask derives from its slot's seed alone, so it is the same on any number of workers.
+        masks = make_masks(self.mask, self.model.encoder.config, batch.seeds, device=x.device)
+        return self.model.losses(self.model(x, *masks), x, *masks)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`torch.compile` for every block of the network; what is around them stays as it is."""
+        compile_blocks(self, *args, **kwargs)
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Matrices decay, vectors do not; one learning rate for all."""

@@ -1,8 +1,10 @@
-"""Pixels of a clip on their way to a batch: crops, flips, colours, erasing, and test views.
+"""Pixels of a clip on their way to a batch: what training does to them, crops, flips, test views.
 
-Owns every spatial and colour transform. One draw serves a whole clip: what changes from frame to
-frame would be motion. Refuses to know shards, time and batches. All random numbers come from the
-caller's generator, so a clip looks the same whichever worker makes it.
+Owns the configuration of augmentation and the part of it that a loader process always does, from
+decoded frames to a square of the size asked for; what follows, colours and erasing, is in `draws`.
+One draw serves a whole clip: what changes from frame to frame would be motion. Refuses to know
+shards, time and batches. All random numbers come from the caller's generator, so a clip looks the
+same whichever worker makes it.
 """
 
 from __future__ import annotations
@@ -15,13 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.randaugment import blend_clip, rand_augment
-
 Frames = NDArray[Any]  # uint8 throughout; the types of OpenCV do not tell
-
-# Erased parts show noise that is standard normal after the usual normalisation.
-_MEAN = 255 * np.array([0.485, 0.456, 0.406], dtype=np.float32)
-_STD = 255 * np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -61,6 +57,11 @@ class AugmentConfig:
         if not 0 < self.aspect[0] <= self.aspect[1]:
             raise ValueError(f"augment.aspect is {self.aspect}: use two ascending ratios")
 
+    @property
+    def draws(self) -> bool:
+        """Whether anything follows crop and flip."""
+        return bool(self.colour_jitter or self.randaugment_ops or self.erase)
+
 
 @dataclass(frozen=True)
 class ViewConfig:
@@ -86,22 +87,12 @@ class Box(NamedTuple):
     height: int
 
 
-def augment(
-    frames: Frames, config: AugmentConfig, *, size: int, rng: np.random.Generator
-) -> Frames:
-    """A training clip: uint8 [T, h, w, 3] → uint8 [T, size, size, 3]."""
+def cut(frames: Frames, config: AugmentConfig, *, size: int, rng: np.random.Generator) -> Frames:
+    """Crop and perhaps flip a training clip: uint8 [T, h, w, 3] → uint8 [T, size, size, 3]."""
     height, width = frames.shape[1:3]
     clip = crop_resized(frames, _draw_crop(width, height, config, size=size, rng=rng), size=size)
     if rng.random() < config.flip:
         clip = np.stack([cv2.flip(frame, 1) for frame in clip])
-    if config.colour_jitter:
-        clip = _jitter(clip, config.colour_jitter, rng=rng)
-    if config.randaugment_ops:
-        clip = rand_augment(
-            clip, ops=config.randaugment_ops, magnitude=config.randaugment_magnitude, rng=rng
-        )
-    if rng.random() < config.erase:
-        clip = _erase(clip, rng=rng)
     return clip
 
 
@@ -142,7 +133,7 @@ def _draw_crop(
     if config.crop == "multi_scale":
         return _multi_scale(width, height, config.scales, size=size, rng=rng)
     if config.crop == "resized":
-        box = _random_box(width, height, area=config.area, aspect=config.aspect, rng=rng)
+        box = random_box(width, height, area=config.area, aspect=config.aspect, rng=rng)
         if box is not None:
             return box
     side = min(width, height)
@@ -167,7 +158,7 @@ def _multi_scale(
 _PLACES = [(u, v) for u in (0, 2, 4) for v in (0, 2, 4)] + [(u, v) for u in (1, 3) for v in (1, 3)]
 
 
-def _random_box(
+def random_box(
     width: int,
     height: int,
     *,
@@ -183,23 +174,3 @@ def _random_box(
         if 0 < w <= width and 0 < h <= height:
             return Box(int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h)
     return None
-
-
-def _jitter(clip: Frames, strength: float, *, rng: np.random.Generator) -> Frames:
-    for what in ("brightness", "contrast", "saturation"):
-        clip = blend_clip(clip, what, 1 + rng.uniform(-strength, strength))
-    return clip
-
-
-def _erase(clip: Frames, *, rng: np.random.Generator) -> Frames:
-    """Random erasing (Zhong et al. 2020) with VideoMAE's numbers: 2 % to a third of the picture."""
-    height, width = clip.shape[1:3]
-    box = _random_box(width, height, area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3), rng=rng)
-    if box is None:
-        return clip
-    noise = rng.standard_normal((len(clip), box.height, box.width, 3), dtype=np.float32)
-    clip = clip.copy()
-    clip[:, box.top : box.top + box.height, box.left : box.left + box.width] = np.clip(
-        noise * _STD + _MEAN, 0, 255
-    )
-    return clip

@@ -26,7 +26,8 @@ class ClipBatch:
     weights: Tensor
     """float32 [B]; 0 for a clip that could not be read and for padding, whose pixels are zero."""
     seeds: Tensor
-    """int64 [B]: what a task draws at random for a clip derives from it, whatever the workers."""
+    """int64 [B], always on the host: what is drawn at random for a clip derives from it, whatever
+    the workers, and is drawn there."""
     keys: list[str]
     """The samples' keys, "" for padding."""
     views: int = 1
@@ -35,7 +36,8 @@ class ClipBatch:
 
     def to(self, device: torch.device | str) -> ClipBatch:
         """The batch on a device; from pinned memory the copy does not block."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, seeds=self.seeds)
 
     def pin_memory(self) -> ClipBatch:
         """The batch in page-locked memory; the DataLoader calls this where a GPU is present."""

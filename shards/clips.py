@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from shards.augment import AugmentConfig, ViewConfig, augment, view_crops
+from shards.augment import AugmentConfig, ViewConfig, cut, view_crops
 from shards.batch import Clip, ClipBatch, collate
 from shards.cache import CacheError
 from shards.chance import hashed
 from shards.config import DataConfig
+from shards.draws import draw
+from shards.draws_opencv import apply
 from shards.frames import DecodeError, decode, draw_indices, view_indices
 from shards.index import IndexRow, ManifestError, ShardLost
 from shards.labelling import PER_VIEW, Labelling
@@ -43,6 +45,7 @@ class Clips(Dataset):
         labelling: what else a clip carries.
         how: an AugmentConfig gives training clips, a ViewConfig the views of a test.
         repeats: training clips made of each decoded video, each a clip of its own in the batch.
+        draws: False leaves to the trainer what follows crop and flip.
     """
 
     def __init__(
@@ -54,13 +57,14 @@ class Clips(Dataset):
         size: int,
         how: AugmentConfig | ViewConfig,
         repeats: int = 1,
+        draws: bool = True,
         pair: bool = False,
         labelling: Labelling | None = None,
     ):
         self._collection, self._how = collection, how
         self._repeats = repeats if isinstance(how, AugmentConfig) else 1
         self._frames, self._stride, self._size = frames, stride, size
-        self._pair = pair
+        self._pair, self._draws = pair, draws
         self._labelling = labelling or Labelling(frames=frames, size=size)
 
     @classmethod
@@ -73,6 +77,7 @@ class Clips(Dataset):
             size=data.size,
             how=data.augment if train else data.views,
             repeats=data.repeats,
+            draws=data.augment_on != "device",
             pair=data.pair,
             labelling=Labelling(
                 data.extra,
@@ -159,13 +164,23 @@ class Clips(Dataset):
 
         frames = decode(self._collection.video(slot.shard, row), choose)
         if isinstance(how, AugmentConfig):
-            rngs = [rng]
-            for r in range(1, self._repeats):
-                rngs.append(np.random.default_rng(_view_seed(slot.seed, r)))
-            made = [augment(frames, how, size=self._size, rng=rng) for rng in rngs]
+            made = [self._view(frames, how, slot.seed, r, rng) for r in range(self._repeats)]
             return np.stack(made), np.tile(chosen, (self._repeats, 1))
         crops = [view_crops(clip, spatial=how.spatial, size=self._size) for clip in frames]
         return np.concatenate(crops), np.repeat(chosen, how.spatial, axis=0)
+
+    def _view(
+        self,
+        frames: NDArray[np.uint8],
+        how: AugmentConfig,
+        seed: int,
+        r: int,
+        rng: np.random.Generator,
+    ) -> NDArray[np.uint8]:
+        """The `r`-th training clip of these frames; `rng` is of the first, which chose them."""
+        seed = _view_seed(seed, r)
+        clip = cut(frames, how, size=self._size, rng=np.random.default_rng(seed) if r else rng)
+        return apply(clip, draw(how, seed, size=self._size)) if self._draws else clip
 
 
 def with_pair(indices: NDArray[np.int64], record: Record) -> NDArray[np.int64]:

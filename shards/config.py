@@ -5,8 +5,9 @@ Owns the fields, their defaults and their checks. Refuses to open anything.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from shards.augment import AugmentConfig, ViewConfig
 from shards.cache import DEFAULT_FOLDER, DEFAULT_GB, Cache
@@ -25,7 +26,7 @@ class DataConfig:
     """Only the samples of this split; None takes all."""
     splits: str | None = None
     """A CSV file `dataset,key,split` (path or URL) that replaces the splits stored in the shards;
-    clips that it does not name are left out."""
+    clips that it does not name are left out. It needs every index when it is opened."""
     weights: tuple[float, ...] | None = None
     """Training takes this share of every step from each of the folders, one number a folder; only
     their ratios matter. None takes every sample once an epoch."""
@@ -63,8 +64,9 @@ class DataConfig:
     each judges by what it reads itself: it stops the run at twice its part of these and 20 more."""
     allow_missing: int = 0
     """So many whole shards may be lost: their samples keep their places with weight 0 and go to the
-    ledger. One more ends the run. What is lost in a folder shows at the start; of a shard that is
-    lost later, or from a URL, only the workers that read it know, and each counts by itself."""
+    ledger. One more ends the run. What is missing or cut in a folder shows at the start; of a shard
+    that is lost later, has another index, or lies at a URL, only the workers that read it know, and
+    each counts by itself."""
     skip: tuple[str, ...] = ()
     """Ledgers of earlier runs: the samples they name keep their places with weight 0, untried."""
     cache: str | None = None
@@ -76,6 +78,10 @@ class DataConfig:
     """How long fetching a file from a URL is tried again before it counts as lost."""
     views: ViewConfig = field(default_factory=ViewConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    augment_on: Literal["auto", "cpu", "device"] = "auto"
+    """Who does what follows crop and flip in `augment`: cpu, the loader processes; device, the
+    trainer on the device it trains on; auto, a device that is a GPU, else the loader. The draws are
+    the same, the pixels but for rounding. Flow is of the augmented clip: with it, the loader."""
 
     def __post_init__(self) -> None:
         least = {
@@ -102,6 +108,11 @@ class DataConfig:
                 "data.extra has flow, and the noise of data.augment.erase would be motion in it: "
                 "set data.augment.erase 0"
             )
+        if "flow" in self.extra and self.augment_on == "device":
+            raise ValueError(
+                "data.extra has flow, which the loader computes from the augmented clip: set "
+                "data.augment_on auto or cpu"
+            )
         if ("units" in self.extra) != bool(self.units):
             raise ValueError("data.units and the units of data.extra go together: name both")
         if wrong := [unit for unit in self.units if not unit.isdecimal()]:
@@ -110,6 +121,18 @@ class DataConfig:
             raise ValueError(f"data.cache_gb is {self.cache_gb}: use a positive number")
         if self.weights is not None and min(self.weights, default=0) <= 0:
             raise ValueError(f"data.weights is {self.weights}: use positive numbers, or None")
+
+    def settled(self, *, gpu: bool) -> DataConfig:
+        """The same with `augment_on` decided, for trainers with or without a GPU."""
+        if self.augment_on != "auto":
+            return self
+        there = gpu and self.augment.draws and "flow" not in self.extra
+        return replace(self, augment_on="device" if there else "cpu")
+
+    @property
+    def on_device(self) -> AugmentConfig | None:
+        """What the trainer draws and applies; None where the loader does all there is."""
+        return self.augment if self.augment_on == "device" and self.augment.draws else None
 
     @property
     def source(self) -> Remote:

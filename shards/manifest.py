@@ -1,22 +1,24 @@
-"""A folder of shards: its manifest; opening, writing, selecting from and verifying it.
+"""A folder of shards: its manifest; opening and writing it.
 
     DIR/manifest.json  schema, versions, labels, splits, and of every shard its counts and hashes
     DIR/shard-*        tars and their index files (`shards.index`)
 
 Owns the manifest's form. Refuses to know where videos came from and how they are decoded. Opening
 reads the manifest alone, so 100,000 shards open in seconds; an index is read when needed. The
-folder may lie anywhere (`shards.place`); writing and verifying take a local one.
+folder may lie anywhere (`shards.place`); writing takes a local one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import hashlib
 import json
 import os
 import pickle
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,11 @@ from shards.index import (
     ShardLost,
     broken,
     index_name,
-    scan_tar,
-    sha256_of,
+    split_of,
     write_aside,
 )
 from shards.place import Remote, locate
-from shards.schema import SCHEMA, Record
+from shards.schema import SCHEMA
 
 MANIFEST = "manifest.json"
 
@@ -64,7 +65,8 @@ class Manifest:
     def _packed(self) -> bytes:
         """Pickled once, whatever the number of loader processes that get it: with 100,000 shards
         each would cost the trainer a third of a second of its start."""
-        return pickle.dumps([getattr(self, field.name) for field in fields(self)])
+        with _uncollected():
+            return pickle.dumps([getattr(self, field.name) for field in fields(self)])
 
     @property
     def origin(self) -> tuple[str, str]:
@@ -80,12 +82,17 @@ class Manifest:
             raw = path.read_bytes()
         except OSError as error:
             raise ManifestError(f"{path} cannot be read ({error.strerror}){_fix(folder)}") from None
-        try:
-            data = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            raise broken(path, f"is not JSON ({error})") from None
-        digest = hashlib.sha256(raw).hexdigest()
-        return _parse(data, folder=folder, path=path, digest=digest)
+        with _uncollected():
+            try:
+                data = json.loads(raw)
+            except (ValueError, RecursionError) as error:
+                raise broken(path, f"is not JSON ({error})") from None
+            digest = hashlib.sha256(raw).hexdigest()
+            return _parse(data, folder=folder, path=path, digest=digest)
+
+    def count(self, split: str | None) -> int:
+        """Samples of one split, all of them where it is None."""
+        return self.samples if split is None else self.splits.get(split, 0)
 
     def index(self, i: int) -> list[IndexRow]:
         """All rows of shard `i`; raises like `index_lines`."""
@@ -94,7 +101,7 @@ class Manifest:
     def index_lines(self, i: int) -> list[bytes]:
         """The unparsed lines of shard `i`'s index; ShardLost if it is missing or changed."""
         shard = self.shards[i]
-        path = self.folder / index_name(shard.name)
+        path = self._index_path(i)
         with os.fdopen(self.open_index(i), "rb") as file:
             raw = file.read()
         if hashlib.sha256(raw).hexdigest() != shard.index_sha256:
@@ -104,10 +111,28 @@ class Manifest:
             raise broken(path, f"has {len(lines)} lines for {shard.samples} samples")
         return lines
 
+    def positions(self, i: int, split: str, lines: Sequence[bytes]) -> list[int]:
+        """Which samples of shard `i` are of a split, from the lines of its index.
+
+        Raises ManifestError where a line is none, and like `check_count`.
+        """
+        try:
+            found = [at for at, line in enumerate(lines) if split_of(line) == split]
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            raise broken(self._index_path(i), f"({error})") from None
+        self.check_count(i, split, len(found))
+        return found
+
+    def check_count(self, i: int, split: str | None, found: int) -> None:
+        """ManifestError where shard `i` is counted otherwise here: the places of all samples were
+        made from these counts."""
+        if found != (counted := self.shards[i].count(split)):
+            what = f"has {found} samples of split {split!r}, {MANIFEST} counts {counted}"
+            raise broken(self._index_path(i), what)
+
     def open_index(self, i: int) -> int:
         """A descriptor of shard `i`'s index. Raises ShardLost, CacheError."""
-        shard = self.shards[i]
-        return _open(self.folder / index_name(shard.name), shard.index_sha256, 0)
+        return _open(self._index_path(i), self.shards[i].index_sha256, 0)
 
     def open_tar(self, i: int) -> int:
         """A descriptor of shard `i`'s tar. Raises ShardLost, CacheError."""
@@ -119,19 +144,7 @@ class Manifest:
         try:
             return IndexRow.from_line(line)
         except (ValueError, TypeError, RecursionError) as error:
-            raise broken(self.folder / index_name(self.shards[i].name), f"({error})") from None
-
-    def select(self, keep: Callable[[Record], bool]) -> list[list[int]]:
-        """For every shard the positions of the samples that `keep` accepts. Reads every index."""
-        return [
-            [at for at, row in enumerate(self.index(i)) if keep(row.record)]
-            for i in range(len(self.shards))
-        ]
-
-    def check_files(self) -> None:
-        """Looks at names and sizes; ShardLost names the first shard that differs."""
-        for lost in self.lost_files().values():
-            raise lost
+            raise broken(self._index_path(i), f"({error})") from None
 
     def lost_files(self) -> dict[int, ShardLost]:
         """The shards whose files are not there in full, by their names and sizes.
@@ -160,13 +173,15 @@ class Manifest:
                 lost[i] = broken(self.folder / shard.name, what, kind=ShardLost)
         return lost
 
+    def _index_path(self, i: int) -> Path | Remote:
+        return self.folder / index_name(self.shards[i].name)
+
 
 def write_manifest(
     folder: Path,
     shards: Sequence[Shard],
     *,
     labels: Sequence[str],
-    splits: Mapping[str, int],
     clip: Mapping[str, Any],
     created_by: Mapping[str, str],
 ) -> Manifest:
@@ -176,7 +191,7 @@ def write_manifest(
         "created_by": dict(created_by),
         "clip": dict(clip),
         "labels": list(labels),
-        "splits": dict(splits),
+        "splits": _total(shards),
         "samples": sum(shard.samples for shard in shards),
         "shards": [asdict(shard) for shard in shards],
     }
@@ -184,74 +199,41 @@ def write_manifest(
     return Manifest.open(folder)
 
 
-def verify(folder: str | Path) -> list[str]:
-    """Read and compare everything: problems in words, none for an intact folder.
-
-    Raises ManifestError where the manifest itself cannot be read.
-    """
-    manifest = Manifest.open(folder)
-    problems: list[str] = []
-    labels, splits = set(manifest.labels), Counter[str]()
-    keys: set[str] = set()
-    for i, shard in enumerate(manifest.shards):
-        try:
-            rows = _verified_rows(manifest, i, shard)
-        except ManifestError as error:
-            problems.append(str(error))
-            continue
-        splits.update(row.record.split for row in rows if row.record.split)
-        for row in rows:
-            problems += [f"{shard.name}: {row.key}: {p}" for p in row.record.problems()]
-            if row.key in keys:
-                problems.append(f"{shard.name}: {row.key} occurs twice")
-            if row.record.label is not None and row.record.label not in labels:
-                problems.append(f"{shard.name}: {row.key}: label {row.record.label!r} is unlisted")
-            keys.add(row.key)
-    if not problems and dict(splits) != manifest.splits:
-        problems.append(f"{MANIFEST} counts the splits as {manifest.splits}, found {dict(splits)}")
-    return problems
-
-
-def stats(folder: str | Path) -> dict[str, Any]:
-    """Counts for people; `labels` and `splits` count under "" what has none."""
-    manifest = Manifest.open(folder)
-    records = [row.record for i in range(len(manifest.shards)) for row in manifest.index(i)]
-    seen = Counter(record.label for record in records)
-    return {
-        "samples": manifest.samples,
-        "shards": len(manifest.shards),
-        "bytes": sum(shard.bytes for shard in manifest.shards),
-        "frames": sum(record.num_frames for record in records),
-        "seconds": sum(record.num_frames / record.fps for record in records),
-        "subjects": len({record.subject_id for record in records if record.subject_id is not None}),
-        "datasets": dict(Counter(record.dataset for record in records)),
-        "splits": dict(Counter(record.split or "" for record in records)),
-        "labels": {label: seen[label] for label in manifest.labels} | {"": seen[None]},
-        "clip": manifest.clip,
-    }
-
-
 def _unpacked(packed: bytes) -> Manifest:
-    return Manifest(*pickle.loads(packed))
+    with _uncollected():
+        return Manifest(*pickle.loads(packed))
 
 
-def _verified_rows(manifest: Manifest, i: int, shard: Shard) -> list[IndexRow]:
-    """Rows of a shard whose tar, index and manifest agree; ManifestError says how they do not."""
-    tar = manifest.folder / shard.name
-    if not isinstance(tar, Path):
-        raise ManifestError(f"{tar} is not on this machine: verify the folder that ingest wrote")
-    if not tar.is_file():
-        raise broken(tar, "is missing")
-    rows = manifest.index(i)
-    if tar.stat().st_size != shard.bytes:
-        size = tar.stat().st_size
-        what = "was cut" if size < shard.bytes else "has grown"
-        raise broken(tar, f"{what}: {size} bytes, written with {shard.bytes}")
-    if sha256_of(tar) != shard.sha256:
-        raise broken(tar, "was changed: its sha256 is not the manifest's")
-    if list(scan_tar(tar)) != rows:
-        raise broken(tar, "does not hold what its index says")
-    return rows
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the search for cycles of garbage: there is none among shards, and with 100,000 of
+    them searching takes longer than making them."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+def _shards(entries: Any) -> tuple[Shard, ...]:
+    """Equal counts become one object: most shards of a large folder are of one split alone."""
+    known: dict[tuple, dict[str, int]] = {}
+    for entry in entries:
+        counts = entry.get("splits")
+        if type(counts) is dict:
+            entry["splits"] = known.setdefault(tuple(counts.items()), counts)
+    return tuple(Shard(**entry) for entry in entries)
+
+
+def _total(shards: Iterable[Shard]) -> dict[str, int]:
+    """Samples of each split, by name."""
+    counts = Counter[str]()
+    for shard in shards:
+        for name, count in shard.splits.items():
+            counts[name] += count
+    return dict(sorted(counts.items()))
 
 
 def _open(path: Path | Remote, digest: str, size: int) -> int:
@@ -272,7 +254,9 @@ def _fix(folder: Path | Remote) -> str:
 def _parse(data: Any, *, folder: Path | Remote, path: Path | Remote, digest: str) -> Manifest:
     found = data.get("schema") if isinstance(data, dict) else None
     if found != SCHEMA:
-        raise broken(path, f"has schema {found!r}, this version reads {SCHEMA!r}")
+        again = f"{folder} --overwrite`" if isinstance(folder, Path) else "DIR`, then copy it there"
+        what = f"has schema {found!r}, this version reads {SCHEMA!r}"
+        raise ManifestError(f"{path} {what}; ingest the videos again: `{INGEST} {again}")
     names = {"schema", "created_by", "clip", "labels", "splits", "samples", "shards"}
     if set(data) != names:
         raise broken(path, f"differs in {sorted(set(data) ^ names)}")
@@ -280,18 +264,20 @@ def _parse(data: Any, *, folder: Path | Remote, path: Path | Remote, digest: str
         if type(data[name]) is not kind:
             raise broken(path, f"has {name} {data[name]!r:.40}, not a JSON {kind.__name__}")
     try:
-        shards = tuple(Shard(**entry) for entry in data["shards"])
+        shards = _shards(data["shards"])
         total = sum(shard.samples for shard in shards)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise broken(path, f"lists a shard that is none ({error})") from None
     if total != data["samples"]:
         raise broken(path, f"counts {data['samples']} samples, its shards {total}")
+    if (splits := _total(shards)) != data["splits"]:
+        raise broken(path, f"counts the splits {data['splits']!r:.200}, its shards {splits!r:.200}")
     return Manifest(
         folder=folder,
         shards=shards,
         samples=total,
         labels=tuple(data["labels"]),
-        splits=data["splits"],
+        splits=splits,
         clip=data["clip"],
         created_by=data["created_by"],
         sha256=digest,

@@ -35,18 +35,11 @@ def open_collection(data: DataConfig) -> Collection:
     check_lost(data, list(lost.values()))
     chosen = None if data.splits is None else read_split_file(data.splits, data.source)
     _check_split(data, manifests, chosen)
-    wanted = data.split
-    if chosen is None and _samples(manifests, wanted) == _samples(manifests, None):
-        wanted = None  # spares reading the indexes
     skip = read_skip(data.skip, data.source)
-    collection = Collection(manifests, split=wanted, chosen=chosen, lost=lost, skip=skip)
+    collection = Collection(manifests, split=data.split, chosen=chosen, lost=lost, skip=skip)
     check_lost(data, list(collection.lost.values()))
     _check_absent(data, collection)
     return collection
-
-
-def _samples(manifests: Sequence[Manifest], split: str | None) -> int:
-    return sum(m.samples if split is None else m.splits.get(split, 0) for m in manifests)
 
 
 def _check_split(data: DataConfig, manifests: Sequence[Manifest], chosen: SplitFile | None) -> None:
@@ -54,7 +47,7 @@ def _check_split(data: DataConfig, manifests: Sequence[Manifest], chosen: SplitF
     if chosen is not None:
         found, known, where = chosen.count(data.split), list(chosen.counts), data.splits
     else:
-        found, where = _samples(manifests, data.split), ", ".join(data.shards)
+        found, where = sum(m.count(data.split) for m in manifests), ", ".join(data.shards)
         known = [split for m in manifests for split in m.splits]
     if found == 0:
         raise ValueError(

@@ -25,6 +25,7 @@ from shards.cache import CacheError, NoRoom
 from shards.index import IndexRow, ShardLost
 from shards.ledger import Skip
 from shards.manifest import Manifest
+from shards.openshard import OpenShard
 from shards.place import Remote
 from shards.schema import Record
 from shards.splitfile import SplitFile
@@ -49,9 +50,10 @@ class Collection:
 
     Args:
         manifests: opened folders, whose label names must be the same, unless `chosen` has some.
-        split: which samples belong; None keeps all, without reading any index.
+        split: which samples belong; None keeps all. The manifests count them, an index is read
+            when its shard is.
         chosen: says what is of which split, and maybe of which class, instead of the records;
-            without a split all that it names belongs.
+            without a split all that it names belongs. It has every index read at once.
         lost: shards that are known not to be there in full.
         skip: samples that are not to be tried.
 
@@ -77,19 +79,21 @@ class Collection:
         """Those of them that lack their index, as far as one was asked for it."""
         self._first = np.cumsum([0] + [len(m.shards) for m in manifests])
         self._class = {name: i for i, name in enumerate(self.labels)}
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._skip = skip or {}
+        self._stored = split if chosen is None else None
+        """The split by the records."""
         self._survey: Survey | None = None
         self._chosen = None if chosen is None else (chosen.place, chosen.sha256)
-        if split is not None or chosen is not None:
+        if chosen is not None:
             self._look(split, chosen)
 
     @property
     def counts(self) -> list[int]:
         """Kept samples of every shard."""
-        if self._survey is not None:
-            return [len(positions) for positions in self._survey.positions]
-        return [shard.samples for m in self.manifests for shard in m.shards]
+        if self._chosen is not None:
+            return [len(positions) for positions in self._surveyed().positions]
+        return [shard.count(self._stored) for m in self.manifests for shard in m.shards]
 
     @property
     def classes(self) -> list[NDArray[np.int32]]:
@@ -122,11 +126,8 @@ class Collection:
     def row(self, shard: int, sample: int) -> IndexRow:
         """The row of a shard's `sample`-th kept sample, with the label that counts; ShardLost if
         there is no index."""
-        position = sample
-        if self._survey is not None:
-            position = int(self._survey.positions[shard][sample])
         manifest, i = self._locate(shard)
-        row = manifest.parse_row(i, self._opened(shard).line(position))
+        row = manifest.parse_row(i, self._opened(shard).line(sample))
         if not self._relabelled:
             return row
         at = int(self.classes[shard][sample])
@@ -177,10 +178,12 @@ class Collection:
             return
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": OrderedDict()}
+        """Of a survey others need what a split file says, and can look for the rest themselves."""
+        survey = None if self._chosen is None else self._survey
+        return {**self.__dict__, "_open": OrderedDict(), "_survey": survey}
 
     def _surveyed(self) -> Survey:
-        return self._survey if self._survey is not None else self._look(None)
+        return self._survey if self._survey is not None else self._look(self._stored)
 
     def _look(self, split: str | None, chosen: SplitFile | None = None) -> Survey:
         found = survey(self.manifests, split=split, classes=self._class, chosen=chosen)
@@ -226,13 +229,12 @@ class Collection:
                 raise
         return held.tar
 
-    def _opened(self, shard: int) -> _OpenShard:
+    def _opened(self, shard: int) -> OpenShard:
         if shard in self.unindexed:
             raise ShardLost(str(self.unindexed[shard]))
         if shard not in self._open:
-            manifest, i = self._locate(shard)
             try:
-                self._open[shard] = self._with_room(shard, lambda: _OpenShard(manifest, i))
+                self._open[shard] = self._with_room(shard, lambda: self._open_shard(shard))
             except ShardLost as error:
                 self.lost[shard] = self.unindexed[shard] = error
                 raise
@@ -243,7 +245,12 @@ class Collection:
             self._open.popitem(last=False)
         return held
 
-    def _oldest(self) -> _OpenShard:
+    def _open_shard(self, shard: int) -> OpenShard:
+        manifest, i = self._locate(shard)
+        kept = None if self._chosen is None else self._surveyed().positions[shard]
+        return OpenShard(manifest, i, split=self._stored, kept=kept)
+
+    def _oldest(self) -> OpenShard:
         return next(iter(self._open.values()))
 
     def _with_room(self, shard: int, action: Callable[[], Result]) -> Result:
@@ -260,27 +267,6 @@ class Collection:
                     raise
                 else:
                     time.sleep(random.uniform(0.05, 0.5))
-
-
-class _OpenShard:
-    """The open files of one shard, closed with the object. Only the places of the index's lines are
-    held, so that memory does not grow with the shards that are open."""
-
-    def __init__(self, manifest: Manifest, i: int):
-        lines = manifest.index_lines(i)
-        self._starts = np.cumsum([0] + [len(line) + 1 for line in lines])
-        self.index = manifest.open_index(i)
-        self.tar: int | None = None
-        self.used = 0.0
-
-    def line(self, position: int) -> bytes:
-        start, end = self._starts[position : position + 2].tolist()
-        return os.pread(self.index, end - start, start)
-
-    def __del__(self) -> None:
-        for name in ("tar", "index"):
-            if (file := self.__dict__.get(name)) is not None:
-                os.close(file)
 
 
 def _common_labels(manifests: Sequence[Manifest]) -> tuple[str, ...]:

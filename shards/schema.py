@@ -13,7 +13,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from itertools import pairwise
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-SCHEMA = "face-shards/1"
+SCHEMA = "face-shards/2"
 """Version of the disk format. A change that an older reader would misread needs another number."""
 
 

@@ -27,7 +27,7 @@ from shards.opening import check_lost, classes_to_balance, open_collection
 from shards.order import Balance, Mixture, Order, check_micro_batch, check_world
 from shards.places import Places
 from shards.reader import Collection
-from shards.workers import deaths_explained, prepare, start_context, without_main
+from shards.workers import deaths_explained, preparation, start_context, without_main
 
 __all__ = ["ClipStream", "DataConfig", "TooManyFailures", "open_clips", "open_collection"]
 
@@ -49,6 +49,7 @@ def open_clips(
     start_step: int = 0,
     train: bool,
     ledger: Ledger | None,
+    collection: Collection | None = None,
 ) -> ClipStream:
     """Open a rank's batches; cheap, as loader processes start with the iteration.
 
@@ -59,12 +60,14 @@ def open_clips(
         train: shuffled, mixed, balanced, augmented and without end; else every sample once, in the
             order on disk, in the views of `data.views`.
         ledger: where unreadable samples are written down; None only counts them.
+        collection: that of an earlier stream of the same `data`; spares opening the folders, and
+            reading indexes where all were needed, once more.
 
     Raises ManifestError where a folder is not what was ingested, and ValueError where the numbers
     do not divide, labels differ, or no sample is left. Both say what to change.
     """
     check_world(world, data.streams)
-    collection = open_collection(data)
+    collection = collection or open_collection(data)
     order = Order(
         collection.counts,
         streams=data.streams,
@@ -152,7 +155,7 @@ class ClipStream:
             collate_fn=clips.collate,
             num_workers=workers,
             multiprocessing_context=start_context() if workers else None,
-            worker_init_fn=prepare if workers else None,
+            worker_init_fn=preparation() if workers else None,
             prefetch_factor=data.prefetch if workers else None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every start draws from the trainer's random numbers

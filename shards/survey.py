@@ -62,32 +62,27 @@ def survey(
 ) -> Survey:
     """Look through all folders for a split, None for every sample.
 
-    A shard whose index is lost gets as many samples as the count of the split leaves over, several
-    of them by their sizes, so that places stay what they were.
+    Places stay what they were where an index is lost: its shard has as many samples as its manifest
+    counts. A split file says nothing of shards, so what others leave of its count is dealt out to
+    lost ones by their sizes.
 
     Args:
         classes: a label's index.
         chosen: says what is of which split, and maybe of which class, instead of the records.
 
-    Raises ValueError where two samples are one clip of the split file. CacheError passes.
+    Raises ManifestError where an index does not hold what its manifest counts, ValueError where two
+    samples are one clip of the split file. CacheError passes.
     """
     looks = [look for m in manifests for look in _look_through(m, split, classes, chosen)]
     lost = {i: look for i, look in enumerate(looks) if isinstance(look, ShardLost)}
-    sizes = np.array([shard.samples for m in manifests for shard in m.shards], dtype=np.int64)
-    ends = np.cumsum([len(m.shards) for m in manifests])
+    shards = [shard for m in manifests for shard in m.shards]
     if chosen is None:
-        folders = zip(np.split(np.arange(len(looks)), ends[:-1]), manifests, strict=True)
-        expected = [(shards, _expected(m, split)) for shards, m in folders]
-    else:  # it does not say in which folder a clip lies
-        expected = [(np.arange(len(looks)), chosen.count(split))]
-    for shards, total in expected:
-        gone = [i for i in shards.tolist() if i in lost]
-        seen = [look for i in shards.tolist() if isinstance(look := looks[i], Look)]
-        rest = total - sum(len(look.positions) for look in seen)
-        if gone and sizes[gone].any():
-            for i, count in zip(gone, apportion(rest, sizes[gone].astype(float)), strict=True):
-                looks[i] = _blank(count)
-    found = [look if isinstance(look, Look) else _blank(0) for look in looks]
+        hidden = [shards[i].count(split) for i in lost]
+    else:
+        seen = sum(len(look.positions) for look in looks if isinstance(look, Look))
+        hidden = _dealt(chosen.count(split) - seen, [shards[i].samples for i in lost])
+    blank = dict(zip(lost, map(_blank, hidden), strict=True))
+    found = [look if isinstance(look, Look) else blank[i] for i, look in enumerate(looks)]
     return Survey(
         [look.positions for look in found],
         [look.classes for look in found],
@@ -98,8 +93,11 @@ def survey(
     )
 
 
-def _expected(manifest: Manifest, split: str | None) -> int:
-    return manifest.samples if split is None else manifest.splits.get(split, 0)
+def _dealt(clips: int, sizes: Sequence[int]) -> list[int]:
+    """So many clips over shards of these sizes, none where none can be."""
+    if not any(sizes):
+        return [0] * len(sizes)
+    return apportion(max(0, clips), np.array(sizes, dtype=float)).tolist()
 
 
 def _blank(count: int) -> Look:
@@ -134,6 +132,7 @@ def _look_through(
         names = [(row.record.dataset, row.key) for row in rows]
         if chosen is None:
             kept = [at for at, row in enumerate(rows) if split in (None, row.record.split)]
+            manifest.check_count(i, split, len(kept))
         else:
             splits = [chosen.splits.get(name) for name in names]
             kept = [at for at, s in enumerate(splits) if s is not None and split in (None, s)]

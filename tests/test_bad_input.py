@@ -80,7 +80,7 @@ def refusal(main: Callable[[list[str]], int], argv: list[str], capsys, *, status
         ("cut", "cut/shard-000000.tar was cut: 5000 bytes", "restore it"),
         ("missing", "missing/shard-000001.tar is missing", "restore it"),
         ("unindexed", "shard-000001.index.jsonl is missing", "restore it"),
-        ("schema", "has schema 'face-shards/9', this version reads 'face-shards/1'", INGEST),
+        ("schema", "has schema 'face-shards/9', this version reads 'face-shards/2'", INGEST),
     ],
 )
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "evaluate"])

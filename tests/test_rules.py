@@ -35,9 +35,10 @@ WALLS = {  # a third party → the files or folders that may name it
     "webdataset": ("shards/",),
     "fsspec": ("shards/place.py",),
     "aiohttp": ("shards/place.py",),
-    "decord": ("shards/",),
+    "decord": (),  # of benchmarks and tests alone
     "av": ("shards/",),
     "cv2": ("shards/",),
+    "kornia": ("shards/draws_device.py",),
     "openpyxl": ("shards/",),
     "pyarrow": ("shards/", "finetune/probes/features.py"),
 }

@@ -12,9 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from shards.cache import CacheError
 from shards.index import ManifestError
-from shards.manifest import Manifest, verify
+from shards.manifest import Manifest
+from shards.place import Remote, UnknownPlace, locate
 from shards.schema import Record
+from shards.verify import verify
 
 
 def main(command: str, argv: Sequence[str]) -> int:
@@ -23,16 +26,16 @@ def main(command: str, argv: Sequence[str]) -> int:
         "stats": "Samples, labels, splits, durations, sizes, and why videos were rejected.",
     }
     p = argparse.ArgumentParser(prog=f"python -m shards {command}", description=about[command])
-    p.add_argument("dir", type=Path, help="folder of shards")
-    folder = p.parse_args(argv).dir
+    p.add_argument("dir", metavar="DIR", help="folder of shards, or its URL")
+    folder = locate(p.parse_args(argv).dir)
     try:
         return _verify(folder) if command == "verify" else _stats(folder)
-    except ManifestError as error:
+    except (ManifestError, UnknownPlace, CacheError) as error:
         print(f"{command}: {error}", file=sys.stderr)
         return 2
 
 
-def _verify(folder: Path) -> int:
+def _verify(folder: Path | Remote) -> int:
     problems = verify(folder)
     manifest = Manifest.open(folder)
     if not problems:
@@ -44,7 +47,7 @@ def _verify(folder: Path) -> int:
     return 1
 
 
-def _stats(folder: Path) -> int:
+def _stats(folder: Path | Remote) -> int:
     from rich.console import Console
 
     manifest = Manifest.open(folder)
@@ -54,7 +57,7 @@ def _stats(folder: Path) -> int:
         console.print(f"{name:<10} {value}")
     if manifest.labels:
         console.print(_labels(manifest, records))
-    rejected = _rejected(folder)
+    rejected = _rejected(folder) if isinstance(folder, Path) else Counter[str]()
     if rejected:
         console.print(f"rejected   {sum(rejected.values())}")
         for reason, count in rejected.most_common(8):

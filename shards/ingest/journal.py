@@ -41,7 +41,6 @@ class Counts:
     parts: int = 0
     """Parts of videos that were left out."""
     labels: dict[str, int] = field(default_factory=dict)
-    splits: dict[str, int] = field(default_factory=dict)
 
 
 class Journal:

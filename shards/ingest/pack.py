@@ -83,8 +83,6 @@ class Packer:
         c = self.counts
         if record.label:
             c.labels[record.label] = c.labels.get(record.label, 0) + 1
-        if record.split:
-            c.splits[record.split] = c.splits.get(record.split, 0) + 1
         c.clips += 1
         c.frames += record.num_frames
         c.seconds += record.num_frames / record.fps

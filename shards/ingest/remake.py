@@ -11,14 +11,13 @@ import io
 import os
 import shutil
 import tarfile
-from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
-from shards.index import IndexRow, Shard, index_name, index_shard
+from shards.index import Shard, index_name, index_shard
 from shards.ingest.inputs import InputError, Item, Refused
 from shards.ingest.pack import clips_of, problems_of, record_of, write_rejected
 from shards.ingest.pool import Outcome
@@ -177,7 +176,6 @@ class Remake:
             self._aside.shards,
             shards,
             labels=self._manifest.labels,
-            splits=self._splits(plan, shards),
             clip=self._manifest.clip,
             created_by=_merged(self._manifest.created_by, versions()),
         )
@@ -188,20 +186,6 @@ class Remake:
             if not shard.samples:
                 for name in (shard.name, index_name(shard.name)):
                     (self._out / name).unlink()
-
-    def _splits(self, plan: Sequence[Torn], shards: Iterable[Shard]) -> dict[str, int]:
-        """Counted from the shards that changed; from all where nobody knows what one held."""
-        counts = Counter[str | None]()
-        if not any(t.gap for t in plan):
-            counts.update(self._manifest.splits)
-            for t in plan:
-                rows = rows_of(self._out, self._manifest, t.number, whole=t.whole) or []
-                counts.subtract(row.record.split for row in rows)
-            shards = [shard for shard in self.finished if shard.samples]
-        for shard in shards:
-            lines = (self._aside.shards / index_name(shard.name)).read_bytes().splitlines()
-            counts.update(IndexRow.from_line(line).record.split for line in lines)
-        return {name: n for name, n in sorted(counts.items(), key=str) if name and n > 0}
 
 
 @contextmanager

@@ -108,7 +108,6 @@ def ingest(
             aside.shards,
             packer.shards,
             labels=label_order(packer.counts.labels),
-            splits=dict(sorted(packer.counts.splits.items())),
             clip=_clip_facts(settings),
             created_by=versions(),
         )

@@ -137,7 +137,7 @@ def clips_of(manifests: Sequence[Manifest], data: DataConfig) -> list[int]:
     """Clips of each folder that belong: by the manifests, but with a split file by every index, as
     in a training. Then it raises ValueError like `open_collection`."""
     if data.splits is None:
-        return [m.samples if data.split is None else m.splits.get(data.split, 0) for m in manifests]
+        return [m.count(data.split) for m in manifests]
     counts = iter(open_collection(data).counts)
     return [sum(itertools.islice(counts, len(m.shards))) for m in manifests]
 

@@ -58,8 +58,8 @@ def measure(
     """Load training clips of `data` for so many seconds, or so many clips, in this process.
 
     Clips go the whole way of the loader, from reading to the batch. Without an open `collection`
-    the split is ignored: finding it takes time in large folders, and clips of all splits take the
-    same. Raises ManifestError and ValueError like `open_clips`.
+    splits are ignored: a split file has every index read, and clips of all splits take the same.
+    Raises ManifestError and ValueError like `open_clips`.
     """
     if collection is None:
         collection = open_collection(replace(data, split=None, splits=None))

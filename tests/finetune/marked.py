@@ -20,7 +20,7 @@ def write_marked(folder: Path, *, people: int = PEOPLE, source: str = "annotated
     """Two clips a person, one of each label, whose motion covers the middle half."""
     folder.mkdir(parents=True)
     frames = FRAMES
-    samples, splits = [], {"train": 2 * (people - 2), "test": 4}
+    samples = []
     for number in range(2 * people):
         who, label = number // 2, LABELS[number % 2]
         rng = np.random.default_rng(number)
@@ -46,7 +46,6 @@ def write_marked(folder: Path, *, people: int = PEOPLE, source: str = "annotated
         folder,
         [index_shard(path)],
         labels=LABELS,
-        splits=splits,
         clip=asdict(IngestSettings()),
         created_by={"test": "1"},
     )

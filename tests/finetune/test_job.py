@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from finetune import job
+from finetune.feeding import settle
 from finetune.predictor import Predictor
+from finetune.recipes import RECIPES
 from launch.registry import fetch
 from launch.tracking import connect
 from mira.weights import load_artifact
+from shards.augment import AugmentConfig
 from shards.index import index_shard
 from shards.manifest import write_manifest
 from tests.runs import finetuning, ledger, logged, run_until, spoil, write_stripes
@@ -118,6 +121,40 @@ def test_an_interrupted_run_ends_with_the_same_bits_and_the_same_best(place, uri
             assert origins[0][field] == origins[1][field]
 
 
+def test_who_augments_may_change_when_a_run_goes_on(place, uri):
+    """Trained on a CPU and continued on a GPU, for example: the same clips but for rounding."""
+    summaries = {}
+    for name in ("cpu", "device", "both"):
+        config = finetuning(place / "shards", place / name, uri, base_lr=0.5, eval_every=0)
+        moves = AugmentConfig(crop="none", flip=0.5, randaugment_ops=4, erase=0.5)
+        data = replace(config.data, augment=moves, augment_on=name if name != "both" else "cpu")
+        config = replace(config, data=data)
+        if name == "both":
+            run_until(5, job, config)
+            config = replace(config, data=replace(data, augment_on="device"))
+        summaries[name] = job.run(config)
+    assert summaries["both"]["resumed_from"] == 4
+    curves = {name: logged(summary, "train/loss") for name, summary in summaries.items()}
+    assert curves["both"] == pytest.approx(curves["cpu"], rel=0.02)
+    assert curves["device"] == pytest.approx(curves["cpu"], rel=0.02)
+    assert curves["device"] != curves["cpu"], "else only one of them was asked"
+
+
+def test_a_gpu_augments_unless_the_network_needs_flow():
+    config = RECIPES["facesleuth"]()
+    moves = AugmentConfig(randaugment_ops=2)
+    config = replace(config, data=replace(config.data, augment=moves))
+    without, with_gpu = (
+        replace(config, cluster=replace(config.cluster, gpus_per_worker=gpus)) for gpus in (0, 1)
+    )
+    assert settle(without).data.augment_on == "cpu"
+    assert settle(with_gpu).data.augment_on == "device"
+    flow = replace(with_gpu, encoder=replace(config.encoder, motion="flow"))
+    assert settle(flow).data.augment_on == "cpu"
+    with pytest.raises(ValueError, match=r"flow.*data\.augment_on auto or cpu"):
+        settle(replace(flow, data=replace(flow.data, augment_on="device")))
+
+
 def test_balanced_classes_and_repeated_views_resume_exactly_and_are_part_of_the_run(place, uri):
     run = {"steps": 4, "eval_every": 0, "base_lr": 0.5}
     configs = []
@@ -214,7 +251,7 @@ def unlabel(folder: Path, manifest, key: str):
                 data = json.dumps(json.loads(data) | {"label": None}).encode()
                 member.size = len(data)
             new.addfile(member, io.BytesIO(data))
-    facts = {"labels": manifest.labels, "splits": manifest.splits, "clip": manifest.clip}
+    facts = {"labels": manifest.labels, "clip": manifest.clip}
     return write_manifest(folder, [index_shard(tar)], created_by=manifest.created_by, **facts)
 
 

@@ -32,7 +32,7 @@ def folder(place: Path, samples: list[tuple[str, dict, bytes]]) -> Manifest:
     write_tar(tar, [(record(key, **facts), data) for key, facts, data in samples])
     labels = sorted({facts["label"] for _, facts, _ in samples})
     return write_manifest(
-        place, [index_shard(tar)], labels=labels, splits={}, clip={}, created_by={"test": "1"}
+        place, [index_shard(tar)], labels=labels, clip={}, created_by={"test": "1"}
     )
 
 

@@ -239,7 +239,7 @@ def test_a_configuration_survives_json():
 
 def test_faces_are_cropped_as_in_the_shards_that_were_trained_on(tmp_path):
     clip = {"size": 96, "codec": "h264", "detector": "none", "margin": 0.4, "fps": "constant"}
-    write_manifest(tmp_path, [], labels=LABELS, splits={}, clip=clip, created_by={})
+    write_manifest(tmp_path, [], labels=LABELS, clip=clip, created_by={})
     data = DataConfig(shards=(str(tmp_path),), stride=None, views=ViewConfig(temporal=3))
     config = PredictorConfig.of(encoder=ENCODER, data=data, outputs=Outputs(LABELS))
     assert (config.face.size, config.face.detector, config.face.margin) == (96, "none", 0.4)

@@ -14,7 +14,9 @@ from finetune.outputs import Outputs
 from finetune.task import ClassifyTask
 from mira.encoder import EncoderConfig
 from mira.tubelets import normalise
+from shards.augment import AugmentConfig
 from shards.batch import ClipBatch
+from shards.draws_device import augmented
 
 ENCODER = EncoderConfig(
     image_size=32, frames=4, patch_size=8, dim=24, depth=3, heads=3, attention="mira_flashlite"
@@ -22,11 +24,11 @@ ENCODER = EncoderConfig(
 UNMIXED = MixConfig(mixup=0.0, cutmix=0.0, label_smoothing=0.0)
 
 
-def task(mixing: MixConfig = UNMIXED, *, layer_decay: float = 1.0) -> ClassifyTask:
+def task(mixing: MixConfig = UNMIXED, *, layer_decay: float = 1.0, augment=None) -> ClassifyTask:
     torch.manual_seed(0)
     model = Classifier(ENCODER, num_classes=3)
     torch.nn.init.normal_(model.head.weight)
-    return ClassifyTask(model, mixing, layer_decay=layer_decay)
+    return ClassifyTask(model, mixing, layer_decay=layer_decay, augment=augment)
 
 
 def batch(labels: tuple[int, ...] = (0, 2, -1, 1), *, views: int = 1) -> ClipBatch:
@@ -52,6 +54,16 @@ def test_the_loss_of_a_clip_is_its_cross_entropy():
     assert losses.shape == (4,) and losses.dtype == torch.float32 and losses.requires_grad
     right = (logits[kept].argmax(1) == clips.labels[kept]).float()
     assert torch.equal(metrics["accuracy"][kept], right)
+
+
+@pytest.mark.parametrize("mixing", [UNMIXED, MixConfig()], ids=["unmixed", "mixed"])
+def test_training_augments_before_it_mixes_and_prediction_never_does(mixing):
+    config, clips = AugmentConfig(randaugment_ops=4, erase=0.5), batch()
+    plain, augmenting = task(mixing).eval(), task(mixing, augment=config).eval()
+    changed = replace(clips, pixels=augmented(clips, config))
+    assert torch.equal(augmenting(clips)[0], plain(changed)[0])
+    assert not torch.equal(augmenting(clips)[0], plain(clips)[0])
+    assert torch.equal(augmenting.predict(clips), plain.predict(clips))
 
 
 def test_smoothing_moves_mass_to_all_classes():

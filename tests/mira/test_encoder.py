@@ -187,7 +187,8 @@ def test_drop_path_drops_whole_clips_keeps_the_mean_and_rests_in_evaluation():
     assert (dropped.flatten(1).std(1) == 0).all()
     assert dropped.mean() == pytest.approx(1, abs=0.1)
     assert block.eval()._dropped(branch) is branch
-    rates = [block.drop_path for block in small(drop_path=0.2).blocks]
+    keeps = [block.keep for block in small(drop_path=0.2).blocks]
+    rates = [0.0 if keep is None else 1 - float(keep) for keep in keeps]
     assert rates == pytest.approx([0.0, 0.1, 0.2])
 
 

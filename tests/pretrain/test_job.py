@@ -14,6 +14,7 @@ from mira.loading import load_weights
 from mira.weights import load_artifact
 from pretrain import job
 from pretrain.recipes import debug
+from shards.augment import AugmentConfig
 from shards.stream import TooManyFailures
 from tests.runs import (
     PLAIN,
@@ -112,6 +113,17 @@ def test_an_interrupted_run_ends_with_the_same_bits(place, uri, whole):
     again, before = logged(summary, "train/loss"), logged(whole, "train/loss")
     assert again == before, "one run, one whole curve"
     assert same(weights(summary), weights(whole))
+
+
+def test_the_device_augments_as_the_loader_does(place, uri):
+    curves = {}
+    for name in ("cpu", "device"):
+        config = pretraining(place / "shards", place / name, uri, steps=2)
+        moves = AugmentConfig(crop="none", randaugment_ops=4, erase=0.5)
+        data = replace(config.data, augment=moves, augment_on=name)
+        curves[name] = logged(job.run(replace(config, data=data)), "train/loss")
+    assert curves["device"] == pytest.approx(curves["cpu"], rel=0.02)
+    assert curves["device"] != curves["cpu"], "else only one of them was asked"
 
 
 def test_another_seed_is_another_run(place, uri, whole):

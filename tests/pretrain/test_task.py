@@ -9,17 +9,19 @@ from mira.encoder import EncoderConfig
 from pretrain.masking import MaskConfig, make_masks
 from pretrain.model import DecoderConfig, VideoMAE
 from pretrain.task import LossMeter, PretrainTask
+from shards.augment import AugmentConfig
 from shards.batch import ClipBatch
+from shards.draws_device import augmented
 
 ENCODER = EncoderConfig(
     image_size=32, frames=4, patch_size=8, dim=24, depth=2, heads=3, attention="mira_exact"
 )
 
 
-def task(mask: MaskConfig | None = None) -> PretrainTask:
+def task(mask: MaskConfig | None = None, augment: AugmentConfig | None = None) -> PretrainTask:
     torch.manual_seed(0)
     model = VideoMAE(ENCODER, DecoderConfig(dim=16, depth=1, heads=2))
-    return PretrainTask(model, mask or MaskConfig(ratio=0.75))
+    return PretrainTask(model, mask or MaskConfig(ratio=0.75), augment)
 
 
 def batch(size: int = 4, *, weights: tuple[float, ...] = (1, 1, 0, 1)) -> ClipBatch:
@@ -42,6 +44,15 @@ def test_there_is_one_loss_a_clip_with_a_gradient():
     losses, metrics = task()(batch())
     assert losses.shape == (4,) and losses.dtype == torch.float32 and losses.requires_grad
     assert bool((losses > 0).all()) and metrics == {}
+
+
+def test_training_augments_and_prediction_never_does():
+    config, clips = AugmentConfig(randaugment_ops=4, erase=0.5), batch()
+    plain, augmenting = task(), task(augment=config)
+    changed = replace(clips, pixels=augmented(clips, config))
+    assert torch.equal(augmenting(clips)[0], plain(changed)[0])
+    assert not torch.equal(augmenting(clips)[0], plain(clips)[0])
+    assert torch.equal(augmenting.predict(clips), plain.predict(clips))
 
 
 @pytest.mark.parametrize("mask", [MaskConfig(ratio=0.75), MaskConfig(0.75, decoder_ratio=0.5)])

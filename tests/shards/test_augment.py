@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from shards.augment import AugmentConfig, ViewConfig, augment, view_crops
-from shards.randaugment import _OPERATIONS, blend_clip, rand_augment
+from shards.augment import AugmentConfig, ViewConfig, cut, view_crops
+from shards.draws import MOVES, OPERATIONS, Draw, Operation, amount, draw
+from shards.draws_opencv import apply, operate
 
 PLAIN = AugmentConfig(crop="none")
 
@@ -23,8 +24,13 @@ def coordinates(height, width):
     return np.stack([columns, rows, np.zeros_like(rows)], axis=-1)[None].astype(np.uint8)
 
 
-def apply(clip, config, *, size=32, seed=0):
-    return augment(clip, config, size=size, rng=np.random.default_rng(seed))
+def made(clip, config, *, size=32, seed=0):
+    clip = cut(clip, config, size=size, rng=np.random.default_rng(seed))
+    return apply(clip, draw(config, seed, size=size))
+
+
+def changed(clip, name, much=0.0):
+    return operate(clip, Operation(name, much))
 
 
 EVERYTHING = AugmentConfig(
@@ -35,7 +41,7 @@ EVERYTHING = AugmentConfig(
 @pytest.mark.parametrize("seed", range(25))
 @pytest.mark.parametrize("config", [AugmentConfig(), EVERYTHING], ids=["crops", "everything"])
 def test_all_frames_of_a_clip_are_treated_alike(config, seed):
-    clip = apply(still(60, 44), config, seed=seed)
+    clip = made(still(60, 44), config, seed=seed)
     assert clip.shape == (5, 32, 32, 3)
     assert clip.dtype == np.uint8
     assert (clip == clip[:1]).all()
@@ -43,8 +49,8 @@ def test_all_frames_of_a_clip_are_treated_alike(config, seed):
 
 def test_a_seed_decides_everything():
     config = AugmentConfig(crop="resized", flip=0.5, randaugment_ops=4, erase=0.5)
-    clips = [apply(still(), config, seed=seed) for seed in range(8)]
-    again = [apply(still(), config, seed=seed) for seed in range(8)]
+    clips = [made(still(), config, seed=seed) for seed in range(8)]
+    again = [made(still(), config, seed=seed) for seed in range(8)]
     assert all((a == b).all() for a, b in zip(clips, again, strict=True))
     assert all((a != b).any() for a, b in itertools.combinations(clips, 2))
 
@@ -53,13 +59,13 @@ def test_the_input_is_left_alone():
     clip = still()
     before = clip.copy()
     for seed in range(20):
-        apply(clip, AugmentConfig(crop="none", flip=0.5, erase=1, randaugment_ops=4), seed=seed)
-        apply(clip, AugmentConfig(crop="none", erase=1), size=48, seed=seed)
+        made(clip, AugmentConfig(crop="none", flip=0.5, erase=1, randaugment_ops=4), seed=seed)
+        made(clip, AugmentConfig(crop="none", erase=1), size=48, seed=seed)
     assert (clip == before).all()
 
 
 def test_no_crop_takes_the_square_in_the_middle():
-    clip = apply(coordinates(32, 64), PLAIN)
+    clip = made(coordinates(32, 64), PLAIN)
     assert clip[0, 0, 0].tolist() == [16, 0, 0]
     assert clip[0, -1, -1].tolist() == [47, 31, 0]
 
@@ -67,7 +73,7 @@ def test_no_crop_takes_the_square_in_the_middle():
 def test_multi_scale_crops_have_the_published_sides_and_places():
     corners, sides = set(), set()
     for seed in range(400):
-        clip = apply(coordinates(100, 100), AugmentConfig(), size=100, seed=seed)[0].astype(int)
+        clip = made(coordinates(100, 100), AugmentConfig(), size=100, seed=seed)[0].astype(int)
         left, top = clip[50, 0, 0], clip[0, 50, 1]
         width, height = clip[50, -1, 0] - left + 1, clip[-1, 50, 1] - top + 1
         corners.add((left, top))
@@ -86,7 +92,7 @@ def test_resized_crops_stay_within_area_and_aspect():
     config = AugmentConfig(crop="resized", area=(0.3, 0.6), aspect=(0.5, 2.0))
     areas, ratios = [], []
     for seed in range(200):
-        clip = apply(coordinates(100, 100), config, size=100, seed=seed)[0].astype(int)
+        clip = made(coordinates(100, 100), config, size=100, seed=seed)[0].astype(int)
         width = clip[50, -1, 0] - clip[50, 0, 0] + 1
         height = clip[-1, 50, 1] - clip[0, 50, 1] + 1
         areas.append(width * height / 1e4)
@@ -99,7 +105,7 @@ def test_resized_crops_stay_within_area_and_aspect():
 
 def test_flips_come_as_often_as_asked():
     clip = coordinates(32, 32)
-    flipped = [apply(clip, AugmentConfig(crop="none", flip=0.3), seed=s) for s in range(500)]
+    flipped = [made(clip, AugmentConfig(crop="none", flip=0.3), seed=s) for s in range(500)]
     share = np.mean([c[0, 0, 0, 0] == 31 for c in flipped])
     assert 0.24 < share < 0.36
     assert all((c[:, :, ::-1] == clip).all() for c in flipped if c[0, 0, 0, 0] == 31)
@@ -109,7 +115,7 @@ def test_erasing_fills_one_box_in_every_frame():
     shares = []
     for seed in range(40):
         clip = np.full((3, 64, 64, 3), 7, dtype=np.uint8)
-        changed = apply(clip, AugmentConfig(crop="none", erase=1.0), size=64, seed=seed) != 7
+        changed = made(clip, AugmentConfig(crop="none", erase=1.0), size=64, seed=seed) != 7
         boxes = changed.any(axis=-1)
         rows, columns = boxes.any(axis=(0, 2)), boxes.any(axis=(0, 1))
         shares.append(boxes.mean())
@@ -118,49 +124,101 @@ def test_erasing_fills_one_box_in_every_frame():
     assert 0.2 < max(shares) < 0.36
 
 
-@pytest.mark.parametrize("operation", _OPERATIONS, ids=lambda op: op.__name__.strip("_"))
-def test_every_randaugment_operation_changes_a_clip_and_keeps_its_form(operation):
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_changes_a_clip_and_keeps_its_form(name):
     clip = still(32, 24)
     for sign in (-1, 1):
-        out = operation(clip, 0.7, sign)
+        out = changed(clip, name, amount(name, 0.7, sign))
         assert out.shape == clip.shape
         assert out.dtype == np.uint8
         assert (out != clip).any()
 
 
-@pytest.mark.parametrize("operation", _OPERATIONS, ids=lambda op: op.__name__.strip("_"))
+@pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("value", [0, 255])
-def test_operations_survive_a_clip_of_one_colour(operation, value):
+def test_operations_survive_a_clip_of_one_colour(name, value):
     for level in (0.0, 1.0):
-        out = operation(np.full((2, 16, 16, 3), value, dtype=np.uint8), level, 1)
-        assert out.shape == (2, 16, 16, 3)
+        clip = np.full((2, 16, 16, 3), value, dtype=np.uint8)
+        assert changed(clip, name, amount(name, level, 1)).shape == (2, 16, 16, 3)
 
 
 def test_colour_operations_do_what_they_say():
     clip = still()
-    assert (blend_clip(clip, "brightness", 0.5) <= clip).all()
-    grey = blend_clip(clip, "saturation", 0.0)
-    assert np.ptp(grey, axis=-1).max() <= 1
-    assert blend_clip(clip, "contrast", 0.2).std() < 0.3 * clip.std()
-    for what in ("brightness", "contrast", "saturation", "sharpness"):
-        np.testing.assert_allclose(blend_clip(clip, what, 1.0).astype(int), clip, atol=1)
+    assert (changed(clip, "brightness", 0.5) <= clip).all()
+    assert np.ptp(changed(clip, "saturation", 0.0), axis=-1).max() <= 1
+    assert changed(clip, "contrast", 0.2).std() < 0.3 * clip.std()
+    for name in ("brightness", "contrast", "saturation", "sharpness"):
+        np.testing.assert_allclose(changed(clip, name, 1.0).astype(int), clip, atol=1)
+
+
+def test_sharpness_leaves_the_outermost_pixels():
+    clip, sharp = still(), changed(still(), "sharpness", 1.8)
+    edge = np.ones(clip.shape[1:3], dtype=bool)
+    edge[1:-1, 1:-1] = False
+    assert (sharp[:, edge] == clip[:, edge]).all()
+    assert (sharp[:, ~edge] != clip[:, ~edge]).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_moves_take_pixels_from_where_they_say(name):
+    """A quarter turn, a shear of a pixel a pixel, a shift of half of the picture."""
+    much = {"rotate": 90.0, "shear_x": 1.0, "shear_y": 1.0}.get(name, 0.5)
+    x, y = 10, 21
+    source = {
+        "rotate": (31 - y, x),
+        "shear_x": (x + y, y),
+        "shear_y": (x, y + x),
+        "shift_x": (x + 16, y),
+        "shift_y": (x, y + 16),
+    }[name]
+    moved = changed(coordinates(32, 32), name, much)
+    inside = all(0 <= at < 32 for at in source)
+    assert moved[0, y, x].tolist() == ([*source, 0] if inside else [124, 116, 104])
 
 
 def test_statistics_are_those_of_the_clip():
     """A flash in one frame must not change that frame's contrast against its neighbours."""
     clip = still(frames=3)
     clip[1] = clip[1] // 2
-    auto_contrast, equalise = _OPERATIONS[:2]
-    for operation in (auto_contrast, equalise):
-        out = operation(clip, 0.5, 1)
-        values = {}
-        for before, after in zip(clip[..., 0].ravel(), out[..., 0].ravel(), strict=True):
-            assert values.setdefault(before, after) == after
+    for name in ("auto_contrast", "equalise"):
+        after, values = changed(clip, name), {}
+        for one, two in zip(clip[..., 0].ravel(), after[..., 0].ravel(), strict=True):
+            assert values.setdefault(one, two) == two
 
 
-def test_no_operations_leave_a_clip_as_it_is():
+def test_nothing_drawn_leaves_a_clip_as_it_is():
     clip = still()
-    assert rand_augment(clip, ops=0, magnitude=7, rng=np.random.default_rng(0)) is clip
+    assert apply(clip, draw(AugmentConfig(), 3, size=32)) is clip
+    assert draw(AugmentConfig(crop="resized", flip=1.0), 3, size=32) == Draw()
+
+
+def test_a_draw_is_of_the_seed_alone_and_of_no_earlier_draw():
+    config = AugmentConfig(randaugment_ops=4, colour_jitter=0.3, erase=0.5)
+    draws = [draw(config, seed, size=64) for seed in range(50)]
+    assert draws[::-1] == [draw(config, seed, size=64) for seed in reversed(range(50))]
+    assert len(set(draws)) == 50
+
+
+def test_operations_come_as_often_as_asked_and_as_strong():
+    config = AugmentConfig(randaugment_ops=4, randaugment_magnitude=7)
+    taken = [o for seed in range(1500) for o in draw(config, seed, size=64).operations]
+    assert 1.9 < len(taken) / 1500 < 2.1, "each with probability 1/2"
+    counts = [sum(o.name == name for o in taken) for name in OPERATIONS]
+    assert min(counts) > 0.7 * max(counts)
+    turns = np.array([o.amount for o in taken if o.name == "rotate"])
+    assert 20 < np.abs(turns).mean() < 22 and 0.35 < (turns > 0).mean() < 0.65
+    assert 1.2 < np.abs(turns).std() < 1.8, "30 degrees at 10, varied by 0.5 of it"
+
+
+def test_erased_pixels_are_standard_normal_after_normalisation():
+    clip = np.zeros((8, 96, 96, 3), dtype=np.uint8)
+    clips = [made(clip, AugmentConfig(crop="none", erase=1.0), size=96, seed=s) for s in range(20)]
+    values = np.concatenate([c[c.any(axis=-1)] for c in clips]) / 255
+    values = (values - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert np.abs(values.mean(axis=0)).max() < 0.03
+    assert np.abs(values.std(axis=0) - 0.97).max() < 0.03, "a little less: 0..255 bounds it"
+    across = np.corrcoef(values.T)
+    assert np.abs(across - np.eye(3)).max() < 0.02, "channels know nothing of one another"
 
 
 def test_views_spread_along_the_longer_side():

@@ -15,10 +15,11 @@ from shards.frames import decode
 from shards.ingest import IngestSettings, ingest
 from shards.ingest.annotations import action_units, read_annotations
 from shards.labelling import units_present, vote_shares
-from shards.manifest import Manifest, verify
+from shards.manifest import Manifest
 from shards.marks import marked, pair_of
 from shards.plan.measure import measure
 from shards.stream import DataConfig, open_clips, open_collection
+from shards.verify import verify
 from tests.shards.make import LABELS, encode, record, video, write_samples
 
 EVERYTHING = ("subject", "votes", "units", "affect", "marks", "flow")

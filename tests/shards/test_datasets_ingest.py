@@ -15,7 +15,8 @@ from shards.ingest.folder import PictureFolder
 from shards.ingest.isolate import Sandbox, job
 from shards.ingest.numbering import FrameFolder
 from shards.ingest.settings import IngestSettings, Rejected
-from shards.manifest import Manifest, verify
+from shards.manifest import Manifest
+from shards.verify import verify
 from tests.shards.layouts import casme2, dfew, face, pattern, samm, save_pictures, save_video
 
 

@@ -11,8 +11,9 @@ import pytest
 from shards.__main__ import main
 from shards.derived import read_derived
 from shards.ingest import IngestSettings
-from shards.manifest import Manifest, verify
+from shards.manifest import Manifest
 from shards.motion import flow, strain
+from shards.verify import verify
 from tests.shards.test_ingest import pictures, rows_of, save
 
 MARKS = {"onset": 4, "apex": 10, "offset": 18}

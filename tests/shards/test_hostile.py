@@ -16,7 +16,8 @@ from shards.__main__ import main
 from shards.index import IndexRow, ManifestError, index_shard
 from shards.ingest import IngestSettings, ingest
 from shards.ledger import Failure, Ledger, read_named
-from shards.manifest import Manifest, verify
+from shards.manifest import Manifest
+from shards.verify import verify
 from tests.shards.make import record, video, write_folder
 from tests.shards.test_ingest import pictures, rows_of, save
 
@@ -167,6 +168,15 @@ def test_a_manifest_that_is_a_bomb_or_none_is_told_by_every_command(tmp_path, te
         {"index_sha256": "x"},
         {"bytes": -1},
         {"samples": "1"},
+        {"splits": None},
+        {"splits": ["train"]},
+        {"splits": {"train": "1"}},
+        {"splits": {"train": True}},
+        {"splits": {"train": 0.5}},
+        {"splits": {"train": -1}},
+        {"splits": {"train": 2}},
+        {"splits": {"train": 1, "test": 1}},
+        {"splits": {"": 1}},
     ],
 )
 def test_a_manifest_cannot_lead_out_of_its_folder_or_the_cache(tmp_path, change):

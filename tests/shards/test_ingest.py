@@ -32,7 +32,8 @@ from shards.ingest.splits import hold_out, label_order
 from shards.ingest.timing import Span, continuous, cut_evenly, cut_whole, frame_rate, shown
 from shards.ingest.timing import sound_spans as spans_of
 from shards.ingest.write import DiskFull, room_for
-from shards.manifest import Manifest, verify
+from shards.manifest import Manifest
+from shards.verify import verify
 
 PLAIN = IngestSettings(detector="none", size=64)
 FILM = Fraction(24000, 1001)
@@ -336,6 +337,9 @@ def test_stored_clips_are_exact_at_random_access(tmp_path):
         assert stream.average_rate == FILM and stream.start_time == 0
         read = list(container.decode(stream))
     assert {int(f.pict_type) for f in read} == {1, 2}  # I and P alone
+        header = stream.codec_context.extradata
+    pictures_set = header[8 + int.from_bytes(header[6:8]) + 3 :]  # behind the sequence's own
+    assert pictures_set[0] & 31 == 8 and not pictures_set[1] & 32, "no CABAC"
     assert [i for i, f in enumerate(read) if f.key_frame] == [0, 12, 24, 36, 48]
     reader = decord.VideoReader(str(tmp_path / "a.mp4"))
     for i in np.random.default_rng(0).permutation(50):

@@ -12,11 +12,9 @@ import pytest
 
 from shards.ingest import IngestSettings, cluster, ingest
 from shards.ingest.publish import aside_of
-from shards.manifest import verify
 from shards.render.dataset import render_dataset
+from shards.verify import verify
 from tests.runs import local_ray
-
-pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = IngestSettings(size=64, min_frames=8)

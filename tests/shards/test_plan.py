@@ -55,7 +55,7 @@ def test_a_sound_folder_passes_with_a_number_for_every_question(folder, capsys, 
     for words in (
         "12 clips in 2 shards",
         "2: calm, glad",
-        "train 8, test 4",
+        "test 4, train 8",
         "shared by 1, 2, 4 workers",
         "2 GPUs on 1 node, 2 streams each",
         "3 steps of 4",
@@ -177,7 +177,7 @@ def test_no_folder_an_empty_one_and_a_foreign_one(tmp_path, folder, capsys):
 
 def test_a_manifest_without_clips_cannot_work(tmp_path):
     (tmp_path / "s").mkdir()
-    write_manifest(tmp_path / "s", [], labels=(), splits={}, clip={}, created_by={})
+    write_manifest(tmp_path / "s", [], labels=(), clip={}, created_by={})
     found = planned(config(tmp_path / "s"))
     assert found["content"].verdict == "cannot" and "rejected.csv" in found["content"].fix
     assert "epoch" not in found and found["decoding"].verdict == "warning"
@@ -191,7 +191,7 @@ def test_labels_and_splits_that_are_missing_or_differ(tmp_path, folder):
     assert both.verdict == "ok" and f"none in {tmp_path / 'bare'}" in both.found
     assert planned(config(tmp_path / "other", folder))["labels"].verdict == "cannot"
     found = planned(config(folder, split="val"))["splits"]
-    assert found.verdict == "cannot" and "--split train or test" in found.fix
+    assert found.verdict == "cannot" and "--split test or train" in found.fix
 
 
 def test_a_damaged_clip_among_those_measured_is_a_warning(tmp_path):

@@ -49,8 +49,7 @@ def write(folder, facts, *, mp4=None, labels=("calm",)):
     folder.mkdir()
     tar = folder / "shard-000000.tar"
     write_tar(tar, [(fact, mp4 or video()) for fact in facts])
-    splits = {f.split: 1 for f in facts if f.split}
-    write_manifest(folder, [index_shard(tar)], labels=labels, splits=splits, clip={}, created_by={})
+    write_manifest(folder, [index_shard(tar)], labels=labels, clip={}, created_by={})
     return folder
 
 
@@ -148,7 +147,7 @@ def test_damaged_files_are_shown_as_such(tmp_path):
 
 def test_an_empty_collection_is_a_page_without_clips(tmp_path):
     (tmp_path / "s").mkdir()
-    write_manifest(tmp_path / "s", [], labels=(), splits={}, clip={}, created_by={})
+    write_manifest(tmp_path / "s", [], labels=(), clip={}, created_by={})
     seen = Elements(preview(tmp_path / "s", clips=5))
     assert "0 clips in 0 shards" in seen.text and "figure" not in seen.tags
 
@@ -187,7 +186,7 @@ def test_a_hundred_thousand_shards_are_sampled(tmp_path):
     for i in sorted(random.Random(0).sample(range(1, shards), 50)):
         for end in ("tar", "index.jsonl"):
             os.link(folder / f"shard-000000.{end}", folder / f"shard-{i:06d}.{end}")
-    write_manifest(folder, entries, labels=LABELS, splits={}, clip={}, created_by={})
+    write_manifest(folder, entries, labels=LABELS, clip={}, created_by={})
     start = time.perf_counter()
     text = preview(folder, clips=20)
     assert time.perf_counter() - start < 10

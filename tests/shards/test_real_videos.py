@@ -11,7 +11,8 @@ import pytest
 from shards.ingest import IngestSettings, Rejected, ingest
 from shards.ingest.isolate import Sandbox, job
 from shards.ingest.read import Video
-from shards.manifest import Manifest, verify
+from shards.manifest import Manifest
+from shards.verify import verify
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(

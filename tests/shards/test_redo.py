@@ -22,8 +22,9 @@ from shards.ingest.journal import finished_shards
 from shards.ingest.publish import aside_of
 from shards.ingest.redo import redo, settings_of
 from shards.ledger import Failure, Ledger
-from shards.manifest import Manifest, verify
+from shards.manifest import Manifest
 from shards.stream import open_clips
+from shards.verify import verify
 from tests.shards.make import video
 from tests.shards.test_ingest import rows_of
 

@@ -17,7 +17,7 @@ from shards.ingest.inputs import InputError, keyed
 from shards.ingest.journal import finished_shards
 from shards.ingest.progress import Lines
 from shards.ingest.publish import aside_of
-from shards.manifest import verify
+from shards.verify import verify
 from tests.shards.make import video
 
 ROOT = Path(__file__).resolve().parents[2]

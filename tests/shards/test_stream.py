@@ -277,7 +277,7 @@ def test_a_record_that_does_not_fit_its_video_is_a_failure(tmp_path):
     tar = manifest.folder / "shard-000000.tar"
     write_tar(tar, [(record("a", num_frames=21), video()), (record("b", label="new"), video())])
     entry = json.loads((manifest.folder / "manifest.json").read_text())
-    entry["shards"] = [vars(index_shard(tar))]
+    entry |= {"shards": [vars(index_shard(tar))], "splits": {}}
     (manifest.folder / "manifest.json").write_text(json.dumps(entry))
     with opened(config(manifest.folder, max_failed_share=1.0), train=False) as stream:
         list(stream)
