@@ -25,8 +25,6 @@ from pretrain import job
 from pretrain.recipes import PretrainConfig
 from tests.runs import finetuning, flags, local_ray, logged, pretraining, rows, write_stripes
 
-pytestmark = pytest.mark.ray
-
 STEPS, KILLED_IN = 10, 5
 
 
