@@ -1,18 +1,23 @@
 """Frames of a clip: which ones, and decoding them.
 
-Owns the temporal sampling and the decoder. Reads only what ingest wrote (H.264, closed groups, a
-constant frame rate): on foreign files decord returns wrong frames without an error. Refuses to know
-shards, augmentation and batches.
+Owns the temporal sampling and the decoder. Reads only what ingest wrote (H.264 in MP4, closed
+groups, no B-frames): there the n-th packet is the n-th frame. Refuses to know shards, augmentation
+and batches.
 """
 
 from __future__ import annotations
 
-import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from av.video.codeccontext import VideoCodecContext
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 
 class DecodeError(ValueError):
@@ -26,29 +31,90 @@ def decode(video: bytes, choose: Callable[[int], NDArray]) -> NDArray[np.uint8]:
         video: the file's bytes.
         choose: from the number of frames to the indices wanted, of any shape S, repeats allowed.
 
-    Returns uint8 [*S, h, w, C], RGB. Raises DecodeError where the bytes are damaged or no video.
+    Returns uint8 [*S, h, w, C], RGB. Raises DecodeError where the bytes are no clip of ingest's,
+    are cut anywhere, or where the decoder notices damage in what it has to decode.
     """
-    if video[4:8] != b"ftyp":  # decord would print the bytes of what it cannot open
+    import av  # only by who decodes
+    from av.error import FFmpegError
+
+    if video[4:8] != b"ftyp":
         raise DecodeError("is no mp4 file")
-    decord = _decord()
     try:
-        # A second decoder thread gains nothing at the size of a face; loader workers do.
-        reader = decord.VideoReader(io.BytesIO(video), ctx=decord.cpu(0), num_threads=1)
-        wanted = choose(len(reader))
-        indices, inverse = np.unique(wanted, return_inverse=True)
-        frames = reader.get_batch(indices.tolist()).asnumpy()
-    except (RuntimeError, decord.DECORDError) as error:
-        raise DecodeError(f"cannot be decoded: {_first_line(error)}") from None
+        with av.open(io.BytesIO(video), "r", format="mp4") as container:
+            if not container.streams.video:
+                raise DecodeError("cannot be decoded: holds no video")
+            stream = container.streams.video[0]
+            packets, keys = _packets(stream, len(video))
+            wanted = choose(len(packets))
+            indices, inverse = np.unique(wanted, return_inverse=True)
+            if indices[0] < 0 or indices[-1] >= len(packets):
+                raise DecodeError(f"has {len(packets)} frames, asked for were {wanted.tolist()}")
+            pictures = _pictures(_decoder(stream), video, packets, keys, indices.tolist())
+            frames = np.stack(list(_rgb(pictures, stream.width, stream.height)))
+    except MemoryError:  # one of FFmpeg's errors, too, but no fault of the video
+        raise
+    except FFmpegError as error:
+        raise DecodeError(f"cannot be decoded: {error.strerror}") from None
     return frames[inverse.reshape(wanted.shape)]
 
 
-@functools.cache
-def _decord():
-    """Loaded by who decodes, and quiet: what goes wrong comes as an exception."""
-    import decord
+def _packets(stream: VideoStream, size: int) -> tuple[list[slice], list[int]]:
+    """Of each frame: its bytes in the file, and the key frame that its group begins with."""
+    if stream.codec_context.has_b_frames:
+        raise DecodeError("cannot be decoded: has B-frames, so ingest did not write it")
+    entries = list(stream.index_entries)
+    if not entries or not entries[0].is_keyframe:
+        raise DecodeError("cannot be decoded: does not begin with a key frame")
+    packets = [slice(entry.pos, entry.pos + entry.size) for entry in entries]
+    if max(packet.stop for packet in packets) > size:
+        raise DecodeError(f"cannot be decoded: was cut after {size} bytes")
+    keys = [i if entry.is_keyframe else 0 for i, entry in enumerate(entries)]
+    return packets, np.maximum.accumulate(keys).tolist()
 
-    decord.logging.set_level(decord.logging.QUIET)
-    return decord
+
+def _decoder(stream: VideoStream) -> VideoCodecContext:
+    codec = stream.codec_context
+    codec.thread_count = 1  # a second gains nothing at the size of a face; loader workers do
+    codec.options = {"err_detect": "explode"}  # or it would paint over what is damaged
+    return codec
+
+
+def _pictures(
+    codec: VideoCodecContext,
+    video: bytes,
+    packets: list[slice],
+    keys: list[int],
+    indices: list[int],
+) -> Iterator[VideoFrame]:
+    """The frames of ascending indices.
+
+    Decoding goes on from where it stands or, where that skips something, from the last key frame
+    before the next frame wanted.
+    """
+    from av import Packet
+
+    reached, found = 0, []
+    for index in indices:
+        for i in range(max(reached, keys[index]), index + 1):
+            data = video[packets[i]]
+            packet = Packet(len(data))  # not of the data: a decoder may read behind its end
+            packet.update(data)
+            found = codec.decode(packet)
+            if len(found) != 1 or found[0].is_corrupt:
+                raise DecodeError(f"cannot be decoded: frame {i} is damaged")
+        reached = index + 1
+        yield found[0]
+
+
+def _rgb(pictures: Iterator[VideoFrame], width: int, height: int) -> Iterator[NDArray]:
+    """uint8 [h, w, 3] of each. They share one converter, as making it takes time."""
+    from av.video.reformatter import VideoReformatter
+
+    converter = VideoReformatter()
+    for picture in pictures:
+        if (picture.width, picture.height) != (width, height):
+            raise DecodeError("cannot be decoded: its frames differ in size")
+        yield converter.reformat(picture, format="rgb24", threads=1).to_ndarray()
 
 
 def draw_indices(
@@ -100,8 +166,3 @@ def _in_segments(num_frames: int, frames: int, part: NDArray | float) -> NDArray
     """One frame a segment, at `part` in [0, 1) of each."""
     at = (np.arange(frames) + part) * num_frames / frames
     return np.minimum(at.astype(np.int64), num_frames - 1)
-
-
-def _first_line(error: Exception) -> str:
-    """decord appends a native stack trace to its messages."""
-    return str(error).strip().split("\n")[0][:200]

@@ -11,12 +11,14 @@ milliseconds.
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.context import BaseContext
 
-PRELOAD = ["torch.utils.data", "shards.stream", "decord"]
+PRELOAD = ["torch.utils.data", "shards.stream", "av"]
 
 
 _ADVICE = (
@@ -53,11 +55,17 @@ def without_main() -> Iterator[None]:
         main.__dict__.update(hidden)
 
 
-def prepare(_worker: int) -> None:
-    """Runs first in every loader process: it has one core, OpenCV would take them all."""
+def preparation() -> Callable[[int], None]:
+    """What runs first in every loader process."""
+    return functools.partial(_prepare, dict(os.environ))
+
+
+def _prepare(environment: Mapping[str, str], _worker: int) -> None:
     import cv2
 
-    cv2.setNumThreads(0)
+    cv2.setNumThreads(0)  # the process has one core, OpenCV would take them all
+    # The server process has the environment of its own start: credentials may have been set since.
+    os.environ.update(environment)
 
 
 @contextlib.contextmanager

@@ -335,9 +335,9 @@ def test_stored_clips_are_exact_at_random_access(tmp_path):
     with av.open(str(tmp_path / "a.mp4")) as container:
         stream = container.streams.video[0]
         assert stream.average_rate == FILM and stream.start_time == 0
+        header = stream.codec_context.extradata
         read = list(container.decode(stream))
     assert {int(f.pict_type) for f in read} == {1, 2}  # I and P alone
-        header = stream.codec_context.extradata
     pictures_set = header[8 + int.from_bytes(header[6:8]) + 3 :]  # behind the sequence's own
     assert pictures_set[0] & 31 == 8 and not pictures_set[1] & 32, "no CABAC"
     assert [i for i, f in enumerate(read) if f.key_frame] == [0, 12, 24, 36, 48]
