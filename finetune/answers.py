@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -36,6 +37,9 @@ class PredictConfig:
     """Seconds into the video, for HSTA and FaceSleuth-R alone; None has onset and apex spotted."""
     apex: float | None = None
     """Seconds into the video; goes with onset."""
+    detector_model: str | None = None
+    """Model file of the detector that cropped the training clips, where that needs one (yunet); it
+    must have the sha256 that ingest wrote down."""
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(experiment="predict"))
     """Where the model is registered, and the answers are recorded."""
 
@@ -81,7 +85,8 @@ def run(config: PredictConfig) -> list[Prediction]:
     )
     with closing_run(handle):
         tracker = Tracker(*handle, system_metrics_seconds=0)
-        answers = ask(model, config.videos, out, tracker, marks=config.marks)
+        how = {"marks": config.marks, "detector_model": config.detector_model}
+        answers = ask(model, config.videos, out, tracker, **how)
     if all(answer.reason for answer in answers):
         raise ValueError(f"none of the {len(answers)} videos could be used; see the reasons above")
     return answers
@@ -92,12 +97,15 @@ def ask(
     videos: Sequence[str],
     out: Path,
     tracker: Tracker,
-    *,
-    marks: tuple[float, float] | None = None,
+    **how: Any,
 ) -> list[Prediction]:
-    """All answers; each is printed when it is known, its picture kept here and in MLflow."""
+    """All answers; each is printed when it is known, its picture kept here and in MLflow.
+
+    Args:
+        how: see `stream_predictions`.
+    """
     answers = []
-    for answer in stream_predictions(model, videos, pictures=True, marks=marks):
+    for answer in stream_predictions(model, videos, pictures=True, **how):
         show(answer)
         if answer.picture is not None:
             name = f"{len(answers):03d}_{Path(answer.video).stem}"

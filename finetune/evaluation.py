@@ -16,6 +16,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from finetune.collecting import Clips
 from finetune.inputs import carrying
 from finetune.measure import AnnotatedBatch, Measure
 from finetune.mixing import MixConfig
@@ -33,7 +34,7 @@ from launch.store import store_uri
 from launch.tracking import TrackingConfig
 from shards.cache import DEFAULT_GB
 from shards.ledger import Ledger
-from shards.stream import DataConfig, TooManyFailures, open_clips, open_collection
+from shards.stream import ClipStream, DataConfig, TooManyFailures, open_clips, open_collection
 from shards.workers import WorkerDied
 
 
@@ -76,23 +77,29 @@ Asked = TypeVar("Asked", bound=EvaluateConfig)
 
 
 class RecordingMeter(Measure):
-    """Measures, and keeps each clip's answer beside what is known of it."""
+    """Measures, and keeps each clip's answer beside what is known of it.
 
-    def __init__(self, outputs: Outputs):
+    Args:
+        stream: the clips it will be fed, from the first batch on.
+    """
+
+    def __init__(self, outputs: Outputs, stream: ClipStream):
         super().__init__(outputs)
-        self.rows: list[tuple[str, int, list[float], list[float]]] = []
-        """Key, label (-1 unknown), answers [O], then annotated units and affect (NaN unknown): this
-        rank's clips, then those of all ranks."""
+        self._records = Clips(stream)
+        self.rows: list[tuple[str, str, int, list[float], list[float]]] = []
+        """Data set and key, label (-1 unknown), answers [O], then annotated units and affect (NaN
+        unknown): this rank's clips, then those of all ranks."""
 
     def update(self, output: Tensor, batch: AnnotatedBatch) -> None:
         """Take in one micro-batch; arguments as in `Measure`."""
         super().update(output, batch)
         annotated = [batch.extra[name] for name in self.annotated]
         truth = torch.cat([output.new_zeros(len(output), 0), *annotated], 1)
-        values = (batch.weights, batch.labels, output, truth)
-        for key, weight, *row in zip(batch.keys, *(v.tolist() for v in values), strict=True):
-            if weight > 0:
-                self.rows.append((key, *row))
+        values = (batch.labels, output, truth)
+        clips = self._records.of(batch)
+        for clip, *told in zip(clips, *(v.tolist() for v in values), strict=True):
+            if clip is not None:
+                self.rows.append((clip.record.dataset, clip.key, *told))
 
     @property
     def annotated(self) -> list[str]:
@@ -101,10 +108,10 @@ class RecordingMeter(Measure):
         return [name for name, there in told.items() if there]
 
     def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Figures over all ranks; gathers the rows of all ranks, in order of their keys."""
+        """Figures over all ranks; gathers the rows of all ranks, by data set and key."""
         everyone: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(everyone, self.rows)
-        self.rows = sorted(row for rows in everyone for row in rows)
+        self.rows = sorted((row for rows in everyone for row in rows), key=lambda row: row[:2])
         return super().compute(reduce)
 
 
@@ -166,7 +173,6 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     predictor = Predictor.load(config.model, device=str(context.device))
     outputs = predictor.config.outputs
     task = ClassifyTask(predictor.model, MixConfig(), outputs=outputs)
-    meter = RecordingMeter(outputs)
     batch = config.batch * context.world
     with open_clips(
         data_of(config, predictor, streams=context.world),
@@ -179,6 +185,7 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     ) as stream:
         if outputs.labels:
             check_labels(stream.labels, outputs.labels)
+        meter = RecordingMeter(outputs, stream)
         found = evaluate(task, stream, meter, context=context)
     stamp = {"labels": list(outputs.labels), "privileged": privileged(predictor.config.encoder)}
     result = {**stamp, **found}
@@ -249,10 +256,10 @@ def write(meter: RecordingMeter, result: dict[str, Any], folder: Path) -> None:
     with aside.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(columns(meter.outputs))
-        for key, label, answers, truth in meter.rows:
+        for dataset, key, label, answers, truth in meter.rows:
             known = ["" if math.isnan(value) else f"{value:g}" for value in truth]
             named = verdict(meter.outputs.labels, label, answers)
-            rows.writerow([key, *named, *(f"{value:.6f}" for value in answers), *known])
+            rows.writerow([dataset, key, *named, *(f"{value:.6f}" for value in answers), *known])
     aside.replace(folder / "predictions.csv")
 
 
@@ -260,7 +267,7 @@ def columns(outputs: Outputs) -> list[str]:
     """Of `predictions.csv`: a class by its name, what is annotated with `true` before it."""
     told = [*(f"unit {name}" for name in outputs.units), *(AFFECT if outputs.affect else ())]
     classes = ["label", "prediction", *outputs.labels] if outputs.labels else []
-    return ["key", *classes, *told, *(f"true {name}" for name in told)]
+    return ["dataset", "key", *classes, *told, *(f"true {name}" for name in told)]
 
 
 def verdict(labels: Sequence[str], label: int, answers: Sequence[float]) -> list[str]:

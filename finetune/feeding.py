@@ -13,7 +13,7 @@ from finetune.targets import known, targets_of
 from shards.batch import ClipBatch
 from shards.index import ShardLost
 from shards.ledger import Ledger
-from shards.opening import check_lost
+from shards.opening import check_indexed, check_lost, open_collection
 from shards.reader import Collection
 from shards.schema import Record
 from shards.stream import ClipStream, open_clips
@@ -38,8 +38,11 @@ def open_train(
 ) -> ClipStream:
     """The training clips of one rank; `collection` is that of an earlier stream of them. Raises
     ValueError where they have not what is to be learnt from them."""
+    data = config.data_for()
+    collection = collection or open_collection(data)
+    _check_indexed(config, collection)
     stream = open_clips(
-        config.data_for(),
+        data,
         global_batch=config.run.global_batch,
         micro_batch=config.run.micro_batch,
         rank=rank,
@@ -158,6 +161,16 @@ class Known:
     def close(self) -> None:
         """End the loader processes."""
         self.stream.close()
+
+
+def _check_indexed(config: FinetuneConfig, collection: Collection) -> None:
+    """ShardLost where the records of all training clips count and an index is lost."""
+    if config.losses.balance:
+        what = "losses.balance needs the classes of every clip"
+        check_indexed(collection, what, without="set losses.balance 0")
+    if config.identity.weight:
+        what = "identity.weight needs the subjects of every clip"
+        check_indexed(collection, what, without="set identity.weight 0")
 
 
 def _check_annotated(config: FinetuneConfig, stream: ClipStream) -> None:

@@ -31,6 +31,7 @@ from mira.weights import load_artifact
 from shards.augment import view_crops
 from shards.frames import view_indices
 from shards.ingest import extract_face
+from shards.ingest.models import ModelError, with_model
 from shards.ingest.settings import Rejected
 from shards.labelling import flow_of
 
@@ -41,6 +42,10 @@ Video = str | bytes
 Marks = tuple[float, float]
 """Onset and apex in seconds into a video."""
 
+DETECTOR = (
+    "without a command line: Predictor.load(…, detector_model=FILE), of a packaged model the "
+    "parameter detector_model"
+)
 NO_FILE = "give a path on the machine where the model runs, or the bytes of the file"
 
 
@@ -76,14 +81,28 @@ class Predictor:
         self.config = config
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str | None = None) -> Self:
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | None = None,
+        detector_model: str | Path | None = None,
+    ) -> Self:
         """From the folder of `save_predictor`, or a packaged or registered model around it.
+
+        Args:
+            detector_model: file of the detector that cropped the training clips, where that needs
+                one; asked for with the first video, so that measuring on shards does without.
 
         Raises:
             FileNotFoundError, ValueError: not such a folder, or weights that do not fit.
+            ModelError: not the detector's file that ingest was given.
         """
         artifact = load_artifact(artifact_folder(Path(folder)))
         config = PredictorConfig.from_json(artifact.config)
+        if detector_model is not None:
+            config = config.with_detector(detector_model)
+            with_model(config.face)
         model = build(config.encoder, config.outputs, soa=config.soa)
         load_weights(model, artifact.state_dict)
         return cls(model, config, device=device)
@@ -160,6 +179,9 @@ class Predictor:
             pair = self._pair(face, marks) if self.config.encoder.pair else None
         except Rejected as no:
             return Prediction(name, reason=no.reason, action=no.action)
+        except ModelError as no:
+            reason = f"faces are found as in the training clips, and {no}"
+            return Prediction(name, reason=reason, action=DETECTOR)
         views = self.views(face.frames, pair)
         told, importance = self.explain(views.pixels)
         merged = _by_frame(views.indices, importance.numpy())

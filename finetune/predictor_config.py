@@ -79,6 +79,12 @@ class PredictorConfig:
             soa=soa,
         )
 
+    def with_detector(self, file: str | Path) -> PredictorConfig:
+        """With the detector's model file, which lies elsewhere on every machine; it is checked
+        where it is used."""
+        path = str(Path(file).expanduser().absolute())
+        return replace(self, face=replace(self.face, detector_model=path))
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PredictorConfig:
         """The inverse of `to_json`. Raises ValueError for keys of another version."""

@@ -86,6 +86,7 @@ def stream_predictions(
     tracking_uri: str | None = None,
     pictures: bool = False,
     marks: Marks | None = None,
+    detector_model: str | None = None,
 ) -> Iterator[Prediction]:
     """Ask a model in a process of its own, so that it runs with the code it was packed with.
 
@@ -95,6 +96,7 @@ def stream_predictions(
         tracking_uri: store of a URI; not needed for a folder.
         pictures: add a PNG of the frames with their importance to each answer.
         marks: onset and apex, of a network that looks at them; None has them spotted.
+        detector_model: file of the detector that cropped the training clips, if that needs one.
 
     Yields:
         answers in order, each when it is known.
@@ -105,6 +107,8 @@ def stream_predictions(
     params: dict[str, Any] = {"pictures": pictures}
     if marks is not None:  # models that were packed before take no such parameters
         params |= {"onset": marks[0], "apex": marks[1]}
+    if detector_model is not None:
+        params["detector_model"] = os.path.abspath(os.path.expanduser(detector_model))
     question = {
         "model": str(model),
         "videos": [_sent(video) for video in videos],
@@ -208,6 +212,7 @@ def _signature() -> Any:
                 ParamSpec("pictures", DataType.boolean, False),
                 ParamSpec("onset", number, UNTOLD),
                 ParamSpec("apex", number, UNTOLD),
+                ParamSpec("detector_model", text, ""),
             ]
         ),
     )

@@ -35,21 +35,33 @@ class ExpressionModel(PythonModel):
                 or "data:video/mp4;base64,…".
             params: `pictures`: whether to add a PNG of the frames (base64) to each answer; `onset`
                 and `apex`: seconds into the videos, for networks that look at these, both or
-                neither (negative), in which case they are spotted.
+                neither (negative), in which case they are spotted; `detector_model`: the file, on
+                this machine, of the detector that cropped the training clips.
 
         Returns:
             `finetune.predictor.Prediction` as JSON values, in the order of the rows.
         """
         params = params or {}
         pictures, marks = bool(params.get("pictures")), _marks(params)
-        return [self._answer(given, pictures, marks) for given in _column(model_input)]
+        predictor = self._predictor(params.get("detector_model"))
+        return [_answer(predictor, given, pictures, marks) for given in _column(model_input)]
 
-    def _answer(self, given: Video, pictures: bool, marks: Marks | None) -> dict[str, Any]:
-        try:
-            video = _decoded(given)
-        except ValueError as error:
-            return _json(Prediction("data", reason=str(error), action="send it again"))
-        return _json(next(self.predictor.predict([video], pictures=pictures, marks=marks)))
+    def _predictor(self, detector_model: str | None) -> Predictor:
+        known = self.predictor
+        if not detector_model:
+            return known
+        config = known.config.with_detector(detector_model)
+        return Predictor(known.model, config, device=str(known.device))
+
+
+def _answer(
+    predictor: Predictor, given: Video, pictures: bool, marks: Marks | None
+) -> dict[str, Any]:
+    try:
+        video = _decoded(given)
+    except ValueError as error:
+        return _json(Prediction("data", reason=str(error), action="send it again"))
+    return _json(next(predictor.predict([video], pictures=pictures, marks=marks)))
 
 
 def _marks(params: dict[str, Any]) -> Marks | None:

@@ -108,7 +108,9 @@ class Cache:
                 with self._counting():  # a list read meanwhile might miss both names
                     part.replace(final)
             finally:
-                part.unlink(missing_ok=True)
+                # gcsfs deletes what it did not finish; another process may have begun anew.
+                if _is_at(claim.fileno(), part):
+                    part.unlink()
 
     def _make_room(self, size: int) -> None:
         """Delete what was opened longest ago and is not open, until `size` reserved bytes fit."""

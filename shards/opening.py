@@ -71,15 +71,26 @@ def _check_absent(data: DataConfig, collection: Collection) -> None:
 
 
 def classes_to_balance(collection: Collection) -> list[NDArray[np.int32]]:
-    """The classes of `Collection.classes`, for `data.balance`: how often a clip is shown depends on
-    all of them, so ShardLost where an index is lost, whatever `data.allow_missing` says."""
-    classes = collection.classes
+    """The classes of `Collection.classes`, for `data.balance`, which needs all of them."""
+    what = "data.balance needs the classes of every clip"
+    check_indexed(collection, what, without="leave data.balance None")
+    return collection.classes
+
+
+def check_indexed(collection: Collection, what: str, *, without: str) -> None:
+    """ShardLost where an index is lost, whatever `data.allow_missing` says, for a setting that
+    depends on the records of all clips; reads every index.
+
+    Args:
+        what: the setting and what it needs, for the message.
+        without: how to do without the setting.
+    """
+    _ = collection.classes  # looks through every index
     if lost := collection.unindexed:
         raise ShardLost(
-            f"data.balance needs the classes of every clip: {next(iter(lost.values()))}. `ingest … "
-            "--redo LEDGER` makes a lost index anew; without it leave data.balance None"
+            f"{what}: {next(iter(lost.values()))}. `ingest … --redo LEDGER` makes a lost index "
+            f"anew; without it {without}"
         )
-    return classes
 
 
 def check_lost(data: DataConfig, lost: list[ShardLost]) -> None:

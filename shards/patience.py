@@ -11,6 +11,7 @@ import errno
 import itertools
 import logging
 import random
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,13 +20,16 @@ Result = TypeVar("Result")
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds; a wait is twice the one before it, and between half and all of that by chance."""
-WRONG_TIMES = 3
-"""Bytes that differ from the promised ones are fetched so often: a fault of the way passes."""
+DOUBTFUL_TIMES = 3
+"""So often is tried what seldom passes: other bytes than the promised ones, which may be a fault of
+the way, and credentials that are not found, which many processes at once may ask for in vain."""
 
 _PASSING = {408, 425, 429}  # of the 4xx: time-out, too early, too many requests
 _NEVER = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _STORES = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "google", "adlfs", "azure", "fsspec")
+_OF_THE_WAY = {"HTTPClientError", "ConnectionError", "IncompleteReadError", "ResponseParserError"}
+"""Bases of botocore's errors that tell of the network; its others tell of settings."""
 
 log = logging.getLogger("shards")
 
@@ -40,7 +44,7 @@ def patiently(fetch: Callable[[], Result], what: str, *, limit: float) -> Result
     Raises FileNotFoundError or PermissionError at once where the answer is final, OSError where the
     time is over; an error of this machine's disk and a bug pass unchanged.
     """
-    start, wrong = time.monotonic(), 0
+    start, doubtful = time.monotonic(), 0
     for attempt in itertools.count(1):
         try:
             return fetch()
@@ -49,10 +53,10 @@ def patiently(fetch: Callable[[], Result], what: str, *, limit: float) -> Result
                 if (final := _final(error, what)) is error:
                     raise
                 raise final from error
-            wrong += isinstance(error, WrongBytes)
+            doubtful += _doubtful(error)
             spent = time.monotonic() - start
             wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
-            if wrong == WRONG_TIMES or spent + wait > limit:
+            if doubtful == DOUBTFUL_TIMES or spent + wait > limit:
                 tries = f"given up after {attempt} tries in {spent:.0f} s: {_told(error)}"
                 raise OSError(errno.EIO, tries, what) from error
             log.warning("%s: %s; trying again in %.1f s", what, _told(error), wait)
@@ -61,6 +65,8 @@ def patiently(fetch: Callable[[], Result], what: str, *, limit: float) -> Result
 
 
 def _may_pass(error: Exception) -> bool:
+    if isinstance(error, TimeoutError):  # S3 answers 400 to a request that came too slowly
+        return True
     status = _status(error)
     if status is not None:
         return status >= 500 or status in _PASSING
@@ -69,30 +75,47 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, OSError | EOFError) or type(error).__module__.startswith(_STORES)
 
 
+def _doubtful(error: Exception) -> bool:
+    kind = type(error)
+    if kind.__module__.startswith(("botocore", "aiobotocore")) and _status(error) is None:
+        return _OF_THE_WAY.isdisjoint(base.__name__ for base in kind.__mro__)
+    return isinstance(error, WrongBytes)
+
+
 def _final(error: Exception, what: str) -> Exception:
     """The error to raise for an answer that will not change."""
     status = _status(error)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return FileNotFoundError(errno.ENOENT, "is not there (404)", what)
     if isinstance(error, PermissionError) or status in (401, 403):
-        said = f"access was denied ({status or 403}): check the address and the credentials"
+        said = f"{status or 403} {_words(error)}".strip()
+        said = f"access was denied ({said}): check the address and the credentials"
         return PermissionError(errno.EACCES, said, what)
     if status is not None:
         return OSError(errno.EIO, _told(error), what)
     return error
 
 
-def _status(error: Exception) -> int | None:
-    """The HTTP status that an error of aiohttp (`status`) or gcsfs (`code`) carries."""
-    for name in ("status", "code"):
+def _status(error: BaseException) -> int | None:
+    """The HTTP status behind an error, as far as its library tells."""
+    for holder in (error, error.__cause__):  # s3fs makes an OSError of what botocore raised
+        answer = getattr(holder, "response", None)
+        if isinstance(answer, dict):
+            return answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    for name in ("status", "code", "status_code"):  # aiohttp, gcsfs, Azure
         value = getattr(error, name, None)
-        if isinstance(value, int) and 400 <= value < 600:
+        if isinstance(value, int) and 300 <= value < 600:
             return value
-    return None
+    # gcsfs tells this status, and no other, in words alone.
+    return 403 if type(error) is OSError and str(error).startswith("Forbidden: ") else None
 
 
 def _told(error: Exception) -> str:
     """One line for people."""
-    status = _status(error)
-    text = str(getattr(error, "message", "") or error).strip().split("\n")[0][:200]
-    return f"the server answered {status} {text}" if status else text or type(error).__name__
+    status, words = _status(error), _words(error)
+    return f"the server answered {status} {words}" if status else words or type(error).__name__
+
+
+def _words(error: Exception) -> str:
+    text = " ".join(str(getattr(error, "message", "") or error).split())
+    return re.sub(r"^\[Errno -?\d+\] ", "", text)[:200]

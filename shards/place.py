@@ -8,6 +8,7 @@ one to its end anyway. Refuses to know manifests, indexes and samples.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -75,18 +76,35 @@ class Remote:
         import fsspec
 
         protocol = self.url.partition("://")[0]
-        options: dict[str, Any] = {}
         try:
-            if protocol in ("http", "https"):
-                import aiohttp
-
-                times = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=STALL)
-                options = {"client_kwargs": {"timeout": times}}
-            return fsspec.filesystem(protocol, **options)
+            return fsspec.filesystem(protocol, **_options(protocol))
         except (ImportError, ValueError) as error:
             package = _PACKAGES.get(protocol)
             fix = f"pip install {package}" if package else f"is {protocol}:// right? ({error})"
             raise UnknownPlace(f"{self.url} cannot be opened: {fix}") from None
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    """What a file system is told. Where they are, and with which credentials, they find themselves.
+
+    None cuts a shard into pieces that are fetched together: streams and `shards.ahead` fetch
+    several shards at once anyway, and s3fs would hold 500 MB of each in memory.
+    """
+    package = _PACKAGES.get(protocol)
+    if package == "s3fs":
+        return {"max_concurrency": 1}
+    if package not in ("aiohttp", "gcsfs"):
+        return {}
+    import aiohttp
+
+    times = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=STALL)
+    if package == "aiohttp":
+        return {"client_kwargs": {"timeout": times}}
+    os.environ.setdefault("DEFAULT_GCSFS_CONCURRENCY", "1")  # read when gcsfs is imported
+    log = logging.getLogger("gcsfs")
+    if log.level == logging.NOTSET:  # it prints a trace for every error that it raises
+        log.setLevel(logging.CRITICAL)
+    return {"requests_timeout": times}  # gcsfs by itself waits for ever
 
 
 def locate(folder: str | Path | Remote, like: Remote | None = None) -> Path | Remote:

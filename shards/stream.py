@@ -23,7 +23,7 @@ from shards.clips import Clips, Trouble
 from shards.config import DataConfig
 from shards.index import ShardLost
 from shards.ledger import Failure, Ledger
-from shards.opening import check_lost, classes_to_balance, open_collection
+from shards.opening import check_indexed, check_lost, classes_to_balance, open_collection
 from shards.order import Balance, Mixture, Order, check_micro_batch, check_world
 from shards.places import Places
 from shards.reader import Collection
@@ -78,6 +78,9 @@ def open_clips(
         balance=_balance(data, collection) if train else None,
     )
     check_micro_batch(micro_batch, global_batch, world)
+    if "subject" in data.extra:
+        what = "data.extra subject needs the subjects of every clip"
+        check_indexed(collection, what, without="leave it out of data.extra")
     _check_cache(data, collection, world)
     places = Places(order, micro_batch, rank, world, start_step, endless=train)
     return ClipStream(data, collection, places, train=train, ledger=ledger)

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from finetune.collecting import Clips, gathered
 from finetune.inputs import inputs_of
-from finetune.probes.collecting import Clips, gathered
 from mira.tubelets import normalise
 from shards.batch import ClipBatch
 from shards.stream import ClipStream

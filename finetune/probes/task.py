@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finetune.collecting import Clips, gathered, person
 from finetune.inputs import inputs_of
 from finetune.outputs import Outputs
 from finetune.probes.apex import (
@@ -26,7 +27,6 @@ from finetune.probes.apex import (
     read,
     within,
 )
-from finetune.probes.collecting import Clips, gathered, person
 from finetune.probes.manipulations import AS_IS, manipulated, names
 from mira.tubelets import normalise
 from shards.batch import ClipBatch

@@ -21,7 +21,7 @@ from typing import Any
 from finetune.config import FinetuneConfig
 from finetune.protocols import build
 from finetune.recipes import RECIPES
-from finetune.study.cohort import Clip, open_folders, read_clips
+from finetune.study.cohort import open_folders, read_clips
 from finetune.study.config import StudyConfig
 from finetune.study.fold import alone, run_fold
 from finetune.study.folder import check_same, hashes_of, jobs_of, split_tables, write_splits
@@ -103,7 +103,6 @@ def prepare(config: StudyConfig) -> tuple[Protocol, dict[str, Any]]:
         )
     notes += check_names(made, allowed=config.allow_label_in_names)
     notes += check_duplicates(made, manifests)
-    check_keys(made)
     inputs = {f"manifest_{i}": manifest.origin for i, manifest in enumerate(manifests)}
     return replace(made, notes=(*made.notes, *notes)), inputs
 
@@ -116,18 +115,6 @@ def summary_of(made: Protocol) -> str:
     if (more := len(made.notes) - 12) > 0:
         lines.append(f"and {more} more such notes, in the report")
     return "\n".join(lines)
-
-
-def check_keys(made: Protocol) -> None:
-    """Refuse folds whose test clips share a key: their answers could not be told apart."""
-    for fold in made.folds:
-        seen: dict[str, Clip] = {}
-        for clip in fold.test:
-            if (other := seen.setdefault(clip.key, clip)) is not clip:
-                raise Refused(
-                    f"fold {fold.name} tests {other.name} and {clip.name}, which have one key: "
-                    "rename the files of one data set before ingest, or use --protocol loso or lodo"
-                )
 
 
 def with_init(config: StudyConfig) -> StudyConfig:

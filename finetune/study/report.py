@@ -23,6 +23,7 @@ from finetune.study.page import markdown, page
 from finetune.study.pooled import Answer, by_fold, by_subject, mean_over_folds, pool
 from finetune.study.sections import sections, words
 from launch.job import write_json
+from shards.splitfile import Name, shown
 
 OWN_WAY = ("folds", "kfold", "lodo")
 """Protocols whose mean over folds is usual; that of LOSO means nothing."""
@@ -104,24 +105,29 @@ def _result(fold: Mapping[str, Any], at: int) -> Mapping[str, Any]:
     return fold["results"][min(at, len(fold["results"]) - 1)]
 
 
-def _read(file: Path) -> tuple[dict[str, tuple[str, str]], list[str]]:
-    """Key → label and prediction; the classes."""
+def _read(file: Path) -> tuple[dict[Name, tuple[str, str]], list[str]]:
+    """Data set and key → label and prediction; the classes."""
     with file.open(newline="", encoding="utf-8") as lines:
         rows = csv.DictReader(lines)
         names = list(rows.fieldnames or [])
-        found = {row["key"]: (row["label"], row["prediction"]) for row in rows}
+        if "dataset" not in names:
+            raise ValueError(
+                f"{file} was written by an earlier version and names no data sets: delete "
+                f"{file.parents[1]}, and the same command runs that fold again"
+            )
+        found = {(row["dataset"], row["key"]): (row["label"], row["prediction"]) for row in rows}
     return found, names[names.index("prediction") + 1 :]
 
 
-def _answers(fold: Fold, found: Mapping[str, tuple[str, str]], file: Path) -> list[Answer]:
+def _answers(fold: Fold, found: Mapping[Name, tuple[str, str]], file: Path) -> list[Answer]:
     """One for every test clip of the fold."""
-    if strange := set(found) - {clip.key for clip in fold.test}:
+    if strange := set(found) - {clip.id for clip in fold.test}:
         raise ValueError(
-            f"{file} answers {sorted(strange)[0]}, which fold {fold.name} does not test"
+            f"{file} answers {shown(min(strange))}, which fold {fold.name} does not test"
         )
     answers = []
     for clip in fold.test:
-        truth, prediction = found.get(clip.key, (clip.label, None))
+        truth, prediction = found.get(clip.id, (clip.label, None))
         if truth != clip.label:
             raise ValueError(
                 f"{file} has label {truth!r} of {clip.name}, the shards {clip.label!r}"

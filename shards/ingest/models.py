@@ -56,7 +56,8 @@ def with_model(settings: IngestSettings) -> IngestSettings:
 def _check_hash(name: str, file: Path, digest: str, asked: str) -> None:
     if asked and digest != asked:
         raise ModelError(
-            f"{file} has sha256 {digest}, not {asked}; copy it again, or correct --detector-sha256"
+            f"{file} has sha256 {digest}, not {asked}; copy it again, or name the file that has it "
+            "(in a new ingest, correct --detector-sha256)"
         )
     if not asked and digest not in KNOWN[name]:
         raise ModelError(

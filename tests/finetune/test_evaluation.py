@@ -67,6 +67,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 def test_every_clip_of_the_split_has_one_row(result, place):
     found = table(place / "measured")
     assert [row["key"] for row in found] == TEST_KEYS
+    assert list(found[0])[:2] == ["dataset", "key"]
     truth = {key: row.record.label for key, (_, row) in rows(place / "shards").items()}
     assert all(row["label"] == truth[row["key"]] for row in found)
     for row in found:

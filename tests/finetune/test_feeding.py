@@ -92,6 +92,38 @@ def test_an_index_that_was_changed_is_refused_where_all_records_are_read(tmp_pat
         check_labelled(config, stream)
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (
+            {"losses": {"balance": 1.0}},
+            r"losses\.balance needs the classes .*set losses\.balance 0",
+        ),
+        ({"identity": {"weight": 1.0}}, r"identity\.weight needs the subj.*set identity\.weight 0"),
+        ({"data": {"extra": ("subject",)}}, r"data\.extra subject needs .*leave it out"),
+        ({"data": {"balance": 1.0}}, r"data\.balance needs the classes .*leave data\.balance None"),
+    ],
+)
+def test_what_counts_all_records_is_refused_beside_a_lost_index(tmp_path, setting, words):
+    facts = [
+        record(f"k{n}", label=("calm", "glad")[n % 2], subject_id=f"p{n}", split="train")
+        for n in range(6)
+    ]
+    write_samples(tmp_path / "s", [[(f, video()) for f in facts[i : i + 2]] for i in (0, 2, 4)])
+    plain = training("debug", tmp_path / "s", tmp_path / "out")
+    plain = replace(plain, data=replace(plain.data, allow_missing=1))
+    config = plain
+    for name, changes in setting.items():
+        config = replace(config, **{name: replace(getattr(config, name), **changes)})
+    open_train(config, rank=0, world=1).close()
+    gone = tmp_path / "s" / "shard-000001.index.jsonl"
+    gone.unlink()
+    with pytest.raises(ShardLost, match=f"{words}") as no:
+        open_train(config, rank=0, world=1)
+    assert gone.name in str(no.value) and "--redo" in str(no.value)
+    open_train(plain, rank=0, world=1).close()
+
+
 def test_action_units_are_looked_for_beside_a_lost_index(place, tmp_path):
     facts = [record(f"k{n}", split="train", action_units=UNITS[:n]) for n in range(2)]
     write_samples(tmp_path / "s", [[(f, video())] for f in facts])

@@ -19,11 +19,7 @@ class Handler(SimpleHTTPRequestHandler):
     server: FlakyServer
 
     def do_GET(self) -> None:
-        name = self.path.rpartition("/")[2]
-        with self.server.guard:
-            self.server.asked[name] += 1
-            waiting = self.server.faults.get(name) or []
-            fault = waiting.pop(0) if waiting else None
+        fault = self.server.asked_for(self.path.rpartition("/")[2])
         path = self.server.folder / self.path.lstrip("/")
         if not path.is_file():
             self.send_error(404)
@@ -37,14 +33,21 @@ class Handler(SimpleHTTPRequestHandler):
 class FlakyServer(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, folder: Path):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, folder: Path, handler: type[Handler] = Handler, port: int = 0):
+        super().__init__(("127.0.0.1", port), handler)
         self.folder, self.guard = folder, threading.Lock()
         self.asked: Counter[str] = Counter()
         """Requests by file name."""
         self.faults: dict[str, list[Fault]] = {}
         """By file name, one for each of the next requests."""
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def asked_for(self, name: str) -> Fault | None:
+        """Counts a request; the fault that waits for it."""
+        with self.guard:
+            self.asked[name] += 1
+            waiting = self.faults.get(name) or []
+            return waiting.pop(0) if waiting else None
 
     def handle_error(self, request, client_address) -> None:
         pass

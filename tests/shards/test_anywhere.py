@@ -4,20 +4,23 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import importlib
 import itertools
 import json
 import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader, IterableDataset
 
-from shards import patience, place, reader
+from shards import patience, place, reader, workers
+from shards.__main__ import main
 from shards.cache import Cache, CacheError, NoRoom
 from shards.index import ManifestError, ShardLost
 from shards.ledger import Ledger
@@ -152,7 +155,7 @@ def test_a_stalled_answer_is_given_up_and_asked_again(server, folder, tmp_path, 
     ("fault", "words", "asked"),
     [
         (answers(404), r"shard-000001\.tar cannot be read \(is not there \(404\)\)", 1),
-        (answers(403), r"shard-000001\.tar .*access was denied \(403\).*credentials", 1),
+        (answers(403), r"shard-000001\.tar .*access was denied \(403 Forbid.*credentials", 1),
         (answers(416), r"shard-000001\.tar .*the server answered 416", 1),
         (answers(500), r"shard-000001\.tar .*given up after \d+ tries in \d s.*answered 500", None),
         (wrong, r"shard-000001\.tar .*given up after 3 tries.*other bytes than the manifest", 3),
@@ -178,17 +181,43 @@ def test_a_missing_manifest_is_named(server, tmp_path):
         served(config(nobody, cache=tmp_path, retry_seconds=0.2))
 
 
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [("s3://bucket/set", "pip install s3fs"), ("gs://bucket/set", "pip install gcsfs")],
-)
-def test_a_store_without_its_package_says_what_to_install(url, words, tmp_path):
-    if find_spec(words.split()[-1]):
-        pytest.skip("the package is installed here")
-    with pytest.raises(ValueError, match=f"{url}.*{words}"):
+@pytest.mark.parametrize(("protocol", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
+def test_a_store_without_its_package_says_what_to_install(
+    protocol, package, tmp_path, monkeypatch, capsys
+):
+    imported = importlib.import_module("fsspec.registry")._registry
+    monkeypatch.delitem(imported, protocol, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    url = f"{protocol}://bucket/set"
+    with pytest.raises(ValueError, match=f"{url}.*pip install {package}"):
         served(config(url, cache=tmp_path))
+    for command in ("stats", "verify", "preview", "plan"):
+        assert main([command, url]) != 0
+        told = "".join(capsys.readouterr())
+        assert f"pip install {package}" in " ".join(told.split())
+
+
+def test_a_protocol_that_nobody_knows_is_asked_back(tmp_path):
     with pytest.raises(ValueError, match="is htp:// right"):
         served(config("htp://bucket/set", cache=tmp_path))
+
+
+class Environment(IterableDataset):
+    def __iter__(self):
+        yield os.environ.get("SET_LATE", "")
+
+
+def test_loader_processes_have_the_environment_of_their_start(monkeypatch):
+    """Credentials may be set after the server process that they are forked from has started."""
+
+    def told() -> list[str]:
+        processes = {"num_workers": 1, "multiprocessing_context": workers.start_context()}
+        loader = DataLoader(Environment(), None, worker_init_fn=workers.preparation(), **processes)
+        return list(loader)
+
+    assert told() == [""]
+    monkeypatch.setenv("SET_LATE", "secret")
+    assert told() == ["secret"]
 
 
 @pytest.mark.parametrize("cache", ["cache", "~/cache"])

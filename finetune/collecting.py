@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shards.batch import ClipBatch
+from finetune.metrics import LabelledBatch
 from shards.index import IndexRow
 from shards.stream import ClipStream
 
@@ -30,7 +30,7 @@ class Clips:
         self.read = 0
         self.unread = 0
 
-    def of(self, batch: ClipBatch) -> list[IndexRow | None]:
+    def of(self, batch: LabelledBatch) -> list[IndexRow | None]:
         """The row of every clip of the next batch; None for padding and for what was not read."""
         rows: list[IndexRow | None] = []
         weights = batch.weights.tolist()
