@@ -93,6 +93,7 @@ def build(case: Case, device: torch.device) -> tuple[nn.Module, Callable[[Tensor
 def measure(case: Case, device: torch.device, *, steps: int, compiled: bool) -> dict[str, float]:
     """Seconds of a step (quantiles), forward operations of a clip, peak memory in GiB."""
     torch.manual_seed(0)
+    torch.compiler.reset()  # else the losses of many cases stop being compiled
     model, loss, flops = build(case, device)
     if compiled:
         loss = torch.compile(loss)

@@ -29,6 +29,9 @@ MODES: dict[str, Mode] = {"mira_exact": "exact", "mira_flashlite": "flashlite"}
 """Names in the registry, and what `mira.attention` calls them."""
 
 SETTINGS = ("frames", "statistics", "constants", "backend")
+CONSTANTS = tuple(field.name for field in fields(MiraConstants))
+NOT_FOR_ATTENTION = ("num_items_in_batch", "output_hidden_states", "output_router_logits")
+"""What transformers hands down to every layer, and other parts of a model use."""
 MASKS_CHECKED = "mira_masks_checked"
 """Set on the attention modules whose masks `check_masks` sees."""
 
@@ -71,10 +74,11 @@ def check_masks(model: Any) -> None:
         raise ValueError(f"{type(model).__name__} is not a VideoMAE model of transformers")
     if hasattr(model, "decoder"):
         model.decoder.config._attn_implementation = "sdpa"  # its own copy of the configuration
-    for module in base.encoder.modules():
-        if hasattr(module, "is_causal"):  # the one that calls the registered function
-            setattr(module, MASKS_CHECKED, True)
-    base.embeddings.register_forward_pre_hook(_check_mask, with_kwargs=True)
+    attending = [m for m in base.encoder.modules() if hasattr(m, "is_causal")]  # they call us
+    if not all(getattr(module, MASKS_CHECKED, False) for module in attending):
+        base.embeddings.register_forward_pre_hook(_check_mask, with_kwargs=True)
+    for module in attending:
+        setattr(module, MASKS_CHECKED, True)
 
 
 def _keep_from_flash_attention() -> None:
@@ -139,7 +143,8 @@ def _refuse(
         )
     if getattr(module, "is_causal", False) if is_causal is None else is_causal:
         raise ValueError("MiRA attention is not causal; use attn_implementation='sdpa'")
-    unknown = sorted(name for name, value in others.items() if value not in (None, False))
+    asked = {name for name, value in others.items() if value is not None and value is not False}
+    unknown = sorted(asked - set(NOT_FOR_ATTENTION))
     if unknown:
         raise ValueError(
             f"MiRA attention does not know what {', '.join(unknown)} should change; leave it out, "
@@ -149,22 +154,32 @@ def _refuse(
 
 def _settings(config: Any) -> dict[str, Any]:
     """The settings of a configuration, as `mira.attention` takes them."""
-    given = getattr(config, "mira", None) or {}
-    unknown = sorted(set(given) - set(SETTINGS))
-    if unknown:
-        raise ValueError(
-            f"config.mira has no field {', '.join(unknown)}; choose of {', '.join(SETTINGS)}"
-        )
-    constants = given.get("constants") or {}
-    unknown = sorted(set(constants) - {field.name for field in fields(MiraConstants)})
-    if unknown:
-        raise ValueError(f"config.mira['constants'] has no field {', '.join(unknown)}")
+    given = _fields(getattr(config, "mira", None), SETTINGS, "config.mira")
+    constants = _fields(given.get("constants"), CONSTANTS, "config.mira['constants']")
+    for name, value in constants.items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"config.mira['constants'][{name!r}] must be a number, not {value!r}")
+    frames = given.get("frames")
+    if frames is not None and (not isinstance(frames, int) or frames < 1):
+        raise ValueError(f"config.mira['frames'] must be a whole number above 0, not {frames!r}")
     return {
-        "frames": given.get("frames") or _frames(config),
-        "statistics": given.get("statistics") or "instance",
+        "frames": _frames(config) if frames is None else frames,
+        "statistics": given.get("statistics", "instance"),
         "constants": MiraConstants(**constants),
         "backend": given.get("backend"),
     }
+
+
+def _fields(given: Any, known: tuple[str, ...], what: str) -> Mapping[str, Any]:
+    """What a dict of a configuration sets; ValueError if it is none, or has unknown fields."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{what} must be a dict with fields of {', '.join(known)}, not {given!r}")
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f"{what} has no field {', '.join(unknown)}; choose of {', '.join(known)}")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _frames(config: Any) -> int:
@@ -199,7 +214,10 @@ def _check_mask(embeddings: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     mask = args[1] if len(args) > 1 else kwargs.get("bool_masked_pos")
     if mask is None or config._attn_implementation not in MODES:
         return
-    hidden = mask.unflatten(1, (_settings(config)["frames"], -1)).sum(2)  # [B, F]
+    frames = _settings(config)["frames"]
+    if mask.shape[1] % frames:
+        raise ValueError(f"a mask of {mask.shape[1]} tokens does not divide into {frames} frames")
+    hidden = mask.unflatten(1, (frames, -1)).sum(2)  # [B, F]
     if bool((hidden != hidden[:1, :1]).any()):
         raise ValueError(
             "MiRA attention needs as many visible tokens in every frame; this mask leaves unequal "

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, attention_check
+from benchmarks import attention, attention_check, gpu
 from benchmarks.attention_check import CASES, contestants, inputs, parse, wrong
 from benchmarks.rows import append
 
@@ -93,16 +93,44 @@ def test_rows_of_other_columns_are_not_mixed(tmp_path):
         append(tmp_path / "rows.csv", [{"a": 1, "c": 2}])
 
 
-def test_the_benchmark_needs_torch_and_triton_alone():
-    """A lent GPU machine holds little else."""
-    absent = (
-        "safetensors transformers matplotlib ray deepspeed mlflow webdataset kornia torchmetrics"
+ON_A_GPU_MACHINE = """
+import sys
+
+there = "torch torchgen functorch triton numpy sympy mpmath typing_extensions pytest _pytest pluggy"
+there += " iniconfig packaging pygments py kernels mira benchmarks launch pretrain tests"
+finders = list(sys.meta_path)
+
+class NothingElse:
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        known = top in (*sys.stdlib_module_names, *there.split())
+        if not known and not top.startswith("_sysconfigdata"):  # whose name depends on the platform
+            return None
+        return next(filter(None, (f.find_spec(name, path, target) for f in finders)), None)
+
+sys.meta_path[:] = [NothingElse()]
+import benchmarks.attention, benchmarks.gpu, benchmarks.mfu, benchmarks.tune_attention
+import tests.kernels.test_exact, tests.kernels.test_flashlite
+"""
+
+
+def test_what_runs_on_a_gpu_machine_needs_torch_triton_and_numpy_alone():
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_GPU_MACHINE], cwd=ROOT, capture_output=True, text=True
     )
-    code = (
-        f"import sys\nfor name in {absent.split()}: sys.modules[name] = None\n"
-        "import benchmarks.attention, benchmarks.gpu"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the cases would run")
+def test_a_case_that_fails_costs_the_others_nothing(monkeypatch, tmp_path, capsys):
+    arguments = [str(TINY), "encode-tiny", "--no-tests"]
+    monkeypatch.setattr(sys, "argv", ["gpu", str(tmp_path), *arguments])
+    assert gpu.main() == 1
+    printed = capsys.readouterr().out
+    assert f"{TINY}: exit status 2" in printed and "encode-tiny: exit status 1" in printed
+    monkeypatch.setattr(sys, "argv", ["gpu", str(tmp_path), *arguments, "--limit", "9"])
+    assert gpu.main() == 2
+    assert f"time is up; not begun: {TINY} encode-tiny" in capsys.readouterr().out
 
 
 def test_the_picture_is_drawn_from_the_newest_rows(tmp_path):

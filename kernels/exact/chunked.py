@@ -10,9 +10,11 @@ With A = exp(scale · q·k − lse), α the weight of a key, ε = floor and η =
     Z  = (1 − ε) Σ_k α A + ε              O' = ((1 − ε) Σ_k α A v + ε mean_k v) / Z
     b  = (1 − ε) η / Z                    out = (1 − η) Σ_k A v + η O'
 
-Everything is computed in float32, or float64 for float64 inputs. A row vector that a tile needs
-added (−lse, log α, −δ …) rides along as one more channel of the matrix product that makes the tile:
-a pass over a tile costs as much as 16 channels.
+Everything is computed in float32, or float64 for float64 inputs; bfloat16 products would be faster
+on some processors, and round every score. What a tile needs added (−lse, log α) rides along as one
+more channel of the matrix product that makes the tile, or is a product of two or three columns of
+its own: both cost less than a pass over the tile. Where N is not much more than D, as in masked
+pretraining, a pass over q, k or v costs almost as much as one over a tile: few of both, then.
 """
 
 from collections.abc import Iterator
@@ -20,10 +22,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from kernels.flashlite.layout import heads_last
 from kernels.marginals import statistics_dtype
 
 TILE = 1 << 20
-"""Elements of a tile for each thread, at most: it should lie in that core's cache."""
+"""Elements of a thread's tiles together, at most: they should lie in that core's cache."""
 TILES = 1 << 22
 """Elements of all threads' tiles together: memory must not grow with the number of cores."""
 
@@ -39,21 +42,18 @@ def plain_with_mass(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tens
         plain [B, H, N, D] in v's dtype; lse [B, H, N], natural logarithm; mass [B, N], the sum over
         queries of the head-averaged map. lse and mass are float32, or float64 for float64.
     """
-    queries, keys, values = _flat(q) * scale, _flat(k), _flat(v)
-    values = _extended(values, 1.0)
-    plain = torch.empty_like(values)
-    top = torch.empty_like(values[..., :1])
-    mass = torch.zeros_like(values[..., :1])
+    queries, keys, values = _flat(q, times=scale), _flat(k), _flat(v)
+    plain, lse = torch.empty_like(values), queries.new_empty(*queries.shape[:2], 1)
+    mass = torch.zeros_like(lse)
     for heads, rows, tile in _tiles(queries):
         torch.bmm(queries[heads, rows], keys[heads].mT, out=tile)
-        top[heads, rows] = tile.amax(-1, keepdim=True)
-        tile.sub_(top[heads, rows]).exp_()
-        found = torch.bmm(tile, values[heads])
-        plain[heads, rows] = found
-        mass[heads].baddbmm_(tile.mT, found[..., -1:].reciprocal())
-    total = plain[..., -1:]
-    lse = (top + total.log()).view(q.shape[:3])
-    return _like(plain[..., :-1] / total, v), lse, mass.view(q.shape[:3]).mean(1)
+        top = tile.amax(-1, keepdim=True)
+        total = tile.sub_(top).exp_().sum(-1, keepdim=True)
+        share = total.reciprocal()
+        torch.mul(torch.bmm(tile, values[heads]), share, out=plain[heads, rows])
+        mass[heads].baddbmm_(tile.mT, share)
+        lse[heads, rows] = top.add_(total.log_())
+    return _like(plain, v), lse.view(q.shape[:3]), mass.view(q.shape[:3]).mean(1)
 
 
 def mix(
@@ -78,21 +78,21 @@ def mix(
     Returns:
         out and O' [B, H, N, D] in v's dtype; Z [B, H, N] in lse's dtype.
     """
-    queries = _extended(_flat(q) * scale, -lse.flatten(0, 1), 1.0)
-    keys = _extended(_flat(k), 1.0, _of_heads(weight.log(), q))
-    values = _extended(_flat(v), 1.0)
-    found = torch.empty_like(values)
+    queries = _flat(q, -lse.flatten(0, 1), 1.0, times=scale)
+    keys, values = _flat(k, 1.0, _of_heads(weight.log(), q)), _flat(v)
+    uniform = floor / (1 - floor) * values.mean(1, keepdim=True)
+    found, norm = torch.empty_like(values), torch.empty_like(queries[..., :1])
     for heads, rows, tile in _tiles(queries):
         torch.bmm(queries[heads, rows], keys[heads].mT, out=tile).exp_()
-        found[heads, rows] = torch.bmm(tile, values[heads])
-    found *= 1 - floor
-    found += floor * values.mean(1, keepdim=True)  # of the channel of ones: ε
-    norm = found[..., -1:]
-    reweighted = _like(found[..., :-1] / norm, v)
+        total = tile.sum(-1, keepdim=True).mul_(1 - floor).add_(floor)
+        norm[heads, rows] = total
+        weighed = torch.bmm(tile, values[heads]).add_(uniform[heads])
+        torch.mul(weighed, total.reciprocal_().mul_(1 - floor), out=found[heads, rows])
+    reweighted = _like(found, v)
     # In this order it is η that multiplies: η = 1 drops the plain part exactly.
     wide = statistics_dtype(v.dtype)
-    out = torch.lerp(plain.to(wide), reweighted.to(wide), residual_mix)
-    return _like(out.flatten(0, 1), v), reweighted, norm[..., 0].contiguous().view(q.shape[:3])
+    out = torch.lerp(plain.to(wide), reweighted.to(wide), residual_mix).to(v.dtype)
+    return out, reweighted, norm.view(q.shape[:3])
 
 
 def values_backward(
@@ -119,26 +119,27 @@ def values_backward(
         dV [B, H, N, D] in v's dtype; dL/dα of every key [B, N]; per query [B, H, N] D' = dOut · O'
         and δ without the part of the statistics, both for `scores_backward`.
     """
-    grads, values = _flat(grad), _flat(v)
     share = residual_mix / norm.flatten(0, 1)[..., None]  # η / Z
-    along = (grads * _flat(reweighted)).sum(-1, keepdim=True)
-    mean = values.mean(1, keepdim=True)
-    uniform = floor * share * ((grads * mean).sum(-1, keepdim=True) - along)
-    delta = (grads * _flat(out)).sum(-1, keepdim=True) - residual_mix * along - uniform
-
     reach = (1 - floor) * share
-    queries = _extended(_flat(q) * scale, -lse.flatten(0, 1))
-    keys = _extended(_flat(k), 1.0)
-    given = torch.cat([grads, reach * grads, reach * along], -1)
-    received = torch.zeros_like(given)
+    grads, values = _flat(grad), _flat(v)
+    along = _dots(grad, reweighted)
+    mean = values.mean(1)[..., None]
+    uniform = share[..., 0] * (torch.bmm(grads, mean)[..., 0] - along.flatten(0, 1))
+    delta = _dots(grad, out) - residual_mix * along - floor * uniform.view(along.shape)
+
+    queries, keys = _flat(q, -lse.flatten(0, 1), times=scale), _flat(k, 1.0)
+    given = torch.cat([grads, reach * grads], -1)
+    losing = reach * along.flatten(0, 1)[..., None]
+    received, lost = torch.empty_like(given), torch.zeros_like(losing)
     for heads, rows, tile in _tiles(queries):
         torch.bmm(queries[heads, rows], keys[heads].mT, out=tile).exp_()
-        received[heads].baddbmm_(tile.mT, given[heads, rows])
-    plain, weighted, lost = received.split([v.shape[3], v.shape[3], 1], -1)
+        _add(received[heads], tile.mT, given[heads, rows], first=rows.start == 0)
+        lost[heads].baddbmm_(tile.mT, losing[heads, rows])
+    plain, weighted = received.split(v.shape[3], -1)
     per_key = ((values * weighted).sum(-1) - lost[..., 0]).view(q.shape[:3]).sum(1)
-    dv = (1 - residual_mix) * plain + _of_heads(weight, q)[..., None] * weighted
-    dv += floor / q.shape[2] * (share * grads).sum(1, keepdim=True)
-    return _like(dv, v), per_key, along.view(q.shape[:3]), delta.view(q.shape[:3])
+    dv = weighted.mul_(_of_heads(weight, q)[..., None]).add_(plain, alpha=1 - residual_mix)
+    dv += floor / q.shape[2] * torch.bmm(share.mT, grads)
+    return _like(dv, v), per_key, along, delta
 
 
 def scores_backward(
@@ -163,36 +164,40 @@ def scores_backward(
         along, delta: D' and δ of `values_backward`.
         mass_grad: dL/d mass [B, N], already divided by H.
     """
-    raw_q, raw_k, grads, values = _flat(q), _flat(k), _flat(grad), _flat(v)
-    queries, keys = _extended(raw_q * scale, -lse.flatten(0, 1)), _extended(raw_k, 1.0)
-    reach = (1 - floor) * residual_mix / norm.flatten(0, 1)[..., None]
-    along, rest = along.flatten(0, 1)[..., None], -delta.flatten(0, 1)[..., None]
-    weight, pull = _of_heads(weight, q)[..., None], _of_heads(mass_grad, q)[..., None]
-    # dA − δ = (1 − η) G + b α (G − D') + g / H − δ, G = dOut · v, as one matrix product.
-    left = torch.cat([(1 - residual_mix) * grads, reach * grads, -reach * along], -1)
-    left = _extended(torch.cat([left, rest], -1), 1.0)
-    right = torch.cat([values, weight * values, weight, torch.ones_like(weight), pull], -1)
-    dq, dk = torch.empty_like(raw_q), torch.zeros_like(raw_k)
-    for heads, rows, tile, second in _tiles(queries, count=2):
+    queries, keys = _flat(q, -lse.flatten(0, 1), times=scale), _flat(k, 1.0)
+    grads, values, dim = _flat(grad), _flat(v), q.shape[3]
+    reach = (1 - floor) * residual_mix / norm.flatten(0, 1)
+    weight, pull = _of_heads(weight, q), _of_heads(mass_grad, q)
+    ones = torch.ones_like(reach)
+    # dA − δ = ((1 − η) + b α) G − b α D' + g / H − δ with G = dOut · v: beside G only sums of a
+    # number a query times a number a key, so products of matrices with two and three columns.
+    factor = torch.stack([reach, ones], -1), torch.stack([weight, (1 - residual_mix) * ones], -1)
+    left = torch.stack([-reach * along.flatten(0, 1), -delta.flatten(0, 1), ones], -1)
+    right = torch.stack([weight, ones, pull], -1)
+    dq, dk = torch.empty_like(grads), torch.empty_like(grads)
+    for heads, rows, tile, second, third in _tiles(queries, count=3):
         torch.bmm(queries[heads, rows], keys[heads].mT, out=tile).exp_()
-        left[heads, rows, -2:-1] -= torch.bmm(tile, pull[heads])
-        torch.bmm(left[heads, rows], right[heads].mT, out=second).mul_(tile)
-        dq[heads, rows] = torch.bmm(second, raw_k[heads])
-        dk[heads].baddbmm_(second.mT, raw_q[heads, rows])
-    return _like(dq * scale, q), _like(dk * scale, q)
+        left[heads, rows, 1:2] -= torch.bmm(tile, right[heads, :, 2:])
+        torch.bmm(grads[heads, rows], values[heads].mT, out=second)
+        second.mul_(torch.bmm(factor[0][heads, rows], factor[1][heads].mT, out=third))
+        second.baddbmm_(left[heads, rows], right[heads].mT).mul_(tile)
+        torch.bmm(second, keys[heads, :, :dim], out=dq[heads, rows])
+        _add(dk[heads], second.mT, queries[heads, rows, :dim], first=rows.start == 0)
+    return _like(dq, q, times=scale), _like(dk, q)
 
 
 def _tiles(queries: Tensor, *, count: int = 1) -> Iterator[tuple]:
     """Blocks of (head, query) pairs: slices of heads and of queries, `count` tiles to write to.
 
-    A tile is [heads, queries, N]. It never holds all queries of a head, and as many heads as there
-    are threads, since a batched product goes by one thread a head.
+    A tile is [heads, queries, N]: as many heads as there are threads, since a batched product goes
+    by one thread a head, and more where N is small, but never more than half of all pairs.
     """
     pairs, n = queries.shape[:2]
     workers = torch.get_num_threads() if queries.device.type == "cpu" else 16
-    size = min(TILE, TILES // workers)
-    rows = max(1, min((n + 1) // 2, size // n))
-    group = max(1, min(pairs, workers * max(1, size // (rows * n))))
+    size = min(min(TILE * workers, TILES) // count, pairs * n * n // 2)
+    group = max(1, min(pairs, workers))
+    rows = max(1, min(n, size // (group * n)))
+    group = max(1, min(pairs, group * (size // (group * rows * n))))
     memory = [queries.new_empty(group * rows * n) for _ in range(count)]
     for head in range(0, pairs, group):
         for row in range(0, n, rows):
@@ -201,15 +206,30 @@ def _tiles(queries: Tensor, *, count: int = 1) -> Iterator[tuple]:
             yield slice(head, head + group), slice(row, row + rows), *tiles
 
 
-def _flat(x: Tensor) -> Tensor:
-    """[B, H, N, D] → [B·H, N, D], contiguous, in the dtype to compute in."""
-    return x.to(statistics_dtype(x.dtype)).flatten(0, 1).contiguous()
+def _flat(x: Tensor, *channels: Tensor | float, times: float = 1.0) -> Tensor:
+    """[B, H, N, D] → [B·H, N, D and more] in the dtype to compute in: x · times, then channels.
+
+    A channel is [B·H, N], or a constant.
+    """
+    batch, heads, n, dim = x.shape
+    wide = x.to(statistics_dtype(x.dtype))
+    made = wide.new_empty(batch, heads, n, dim + len(channels))
+    torch.mul(wide, times, out=made[..., :dim])
+    made = made.flatten(0, 1)
+    for index, channel in enumerate(channels, dim):
+        made[..., index] = channel
+    return made
 
 
-def _extended(x: Tensor, *channels: Tensor | float) -> Tensor:
-    """x [B·H, N, D] with more channels: [B·H, N] each, or a constant."""
-    more = [c if isinstance(c, Tensor) else x.new_full((1, 1), c) for c in channels]
-    return torch.cat([x, *(c.expand(x.shape[:2])[..., None] for c in more)], -1)
+def _add(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
+    """total += left right; the first time it is set, whatever lay there."""
+    total.baddbmm_(left, right, beta=0.0 if first else 1.0)
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """Σ_d a b, [B, H, N, D] twice → [B, H, N], in the dtype to compute in."""
+    wide = statistics_dtype(a.dtype)
+    return (a.to(wide) * b.to(wide)).sum(-1)
 
 
 def _of_heads(per_clip: Tensor, q: Tensor) -> Tensor:
@@ -217,8 +237,7 @@ def _of_heads(per_clip: Tensor, q: Tensor) -> Tensor:
     return per_clip[:, None].expand(q.shape[:3]).flatten(0, 1)
 
 
-def _like(x: Tensor, example: Tensor) -> Tensor:
-    """[B·H, N, D] → [B, H, N, D] in the example's dtype, laid out as [B, N, H, D]."""
-    batch, heads, n, dim = example.shape
-    made = torch.empty(batch, n, heads, dim, dtype=example.dtype, device=example.device)
-    return made.transpose(1, 2).copy_(x.view(batch, heads, n, dim))
+def _like(x: Tensor, example: Tensor, times: float = 1.0) -> Tensor:
+    """x · times [B·H, N, D] → [B, H, N, D] in the example's dtype, laid out as [B, N, H, D]."""
+    made = heads_last(example)
+    return torch.mul(x.view(example.shape), times, out=made)

@@ -44,8 +44,6 @@ from kernels.flashlite.tiles import (
     zero_rows,
 )
 
-unavailable = plain_attention.unavailable
-
 
 @triton.jit
 def mass_step(

@@ -9,7 +9,6 @@ operators, where a moving average may do what it likes (reduce over ranks); one 
 The gradient belongs to the last: it goes back through the weights to the mass, and so to q and k.
 """
 
-import importlib.util
 from functools import partial
 from typing import Any
 
@@ -27,10 +26,9 @@ from kernels.exact.weights import (
 )
 from kernels.flashlite import flashlite_attention
 from kernels.flashlite.layout import heads_last
+from kernels.flashlite.op import triton_unavailable
 from kernels.inputs import check_heads, prepared
 from kernels.marginals import POOLS, MiraConstants, statistics_dtype
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def exact_attention(
@@ -114,7 +112,8 @@ def exact_attention_with_importance(
     q, k, v, factor = prepared(q, k, v, scale=scale, dropout_p=dropout_p)
     chosen = pick("exact_attention", BACKENDS, backend, q)
     if not _reweights(constants):
-        importance = _importance(q, k, v, frames, constants, statistics, factor, backend)
+        passes = "triton" if chosen is BACKENDS["triton"] else "sdpa"
+        importance = _importance(q, k, v, frames, constants, statistics, factor, passes)
         return flashlite_attention(q, k, v, None, scale=factor, backend=backend), importance
     arguments = {"frames": frames, "constants": constants, "statistics": statistics}
     out, importance = chosen.run(q, k, v, **arguments, scale=factor)
@@ -283,12 +282,11 @@ def _importance(
     constants: MiraConstants,
     statistics: str | MovingAverage,
     scale: float,
-    backend: str | None,
+    passes: str,
 ) -> Tensor:
     """π alone, where nothing is re-weighted."""
-    name = backend or ("triton" if q.is_cuda else "sdpa")
     with torch.no_grad():
-        _, _, mass = exact_mass(q, k, v, scale, "triton" if name == "triton" else "sdpa")
+        _, _, mass = exact_mass(q, k, v, scale, passes)
         average = moving_average(mass, frames, statistics)
         pooled = statistics != "instance"
         return frame_weights(mass, average, frames, constants, pooled=pooled)[1]
@@ -320,14 +318,6 @@ def _per_key(alpha: Tensor, q: Tensor) -> Tensor:
     return alpha.repeat_interleave(q.shape[2] // alpha.shape[1], dim=1)
 
 
-def _triton_unavailable(q: Tensor) -> str | None:
-    if not HAS_TRITON:
-        return "triton is not installed; pip install triton (Linux only), or choose backend='sdpa'"
-    from kernels.exact import kernel
-
-    return kernel.unavailable(q)
-
-
 def _flash_attn_unavailable(q: Tensor) -> str | None:
     return (
         "flash-attn cannot weight keys and drops the gradient of its log-sum-exp; choose "
@@ -336,7 +326,7 @@ def _flash_attn_unavailable(q: Tensor) -> str | None:
 
 
 BACKENDS: dict[str, Backend] = {
-    "triton": Backend(partial(_run_passes, passes="triton"), _triton_unavailable),
+    "triton": Backend(partial(_run_passes, passes="triton"), triton_unavailable),
     "sdpa": Backend(partial(_run_passes, passes="sdpa"), anywhere),
     "flash_attn": Backend(exact_reference, _flash_attn_unavailable),
     "reference": Backend(exact_reference, anywhere),

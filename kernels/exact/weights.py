@@ -5,7 +5,7 @@ thousand numbers in plain PyTorch, in float32 or better. It knows no queries, ke
 """
 
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from kernels.marginals import (
 MovingAverage = Callable[[Tensor], Tensor]
 """Batch mean of the confidence [1, F], detached → the confidence to use [1, F], a constant."""
 
+NAMES = [field.name for field in fields(MiraConstants)]
 CONFIDENCE_FLOOR = 1e-6
 MASS_FLOOR = 1e-20
 """Least mass of a key. Attention far from a key underflows to 0, where the entropy's derivative is
@@ -118,4 +119,4 @@ def _statistics(mass: Tensor, frames: int) -> tuple[Tensor, Tensor]:
 
 def as_floats(constants: MiraConstants) -> list[float]:
     """The constants as a custom op takes them; `MiraConstants(*…)` is the way back."""
-    return [float(value) for value in astuple(constants)]
+    return [float(getattr(constants, name)) for name in NAMES]

@@ -146,7 +146,8 @@ def _run_triton(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, scale:
     return flashlite_forward(q, k, v, key_bias, scale)[0]
 
 
-def _triton_unavailable(q: Tensor) -> str | None:
+def triton_unavailable(q: Tensor) -> str | None:
+    """Why no kernel of `kernels/` can take queries like `q` and what to do, or None if all can."""
     if not HAS_TRITON:
         return "triton is not installed; pip install triton (Linux only), or choose backend='sdpa'"
     from kernels.flashlite import kernel
@@ -215,13 +216,13 @@ def _flash_attn_unavailable(q: Tensor) -> str | None:
 
 
 BACKENDS: dict[str, Backend] = {
-    "triton": Backend(_run_triton, _triton_unavailable),
+    "triton": Backend(_run_triton, triton_unavailable),
     "sdpa": Backend(_run_sdpa, anywhere),
     "flash_attn": Backend(_run_flash_attn, _flash_attn_unavailable),
     "reference": Backend(reference.attention, anywhere),
 }
 ENERGY_BACKENDS: dict[str, Backend] = {
-    "triton": Backend(key_energy_op, _triton_unavailable),
+    "triton": Backend(key_energy_op, triton_unavailable),
     "sdpa": Backend(reference.key_energy, anywhere),
     "flash_attn": Backend(reference.key_energy, anywhere),
     "reference": Backend(reference.key_energy, anywhere),

@@ -102,7 +102,8 @@ def test_the_packaged_model_answers_in_a_process_of_its_own(name, place, video):
     [here] = Predictor.load(packed, device="cpu").predict([video], marks=(0.0, 0.2))
     assert alone.probabilities == pytest.approx(here.probabilities, abs=1e-5)
     assert (alone.onset, alone.apex, alone.apex_source) == (0.0, 0.2, "given")
-    assert alone.valence == here.valence and alone.units == pytest.approx(here.units or None)
+    assert alone.valence == pytest.approx(here.valence, abs=1e-5)
+    assert alone.units == pytest.approx(here.units or None, abs=1e-5)
     [spotted] = Predictor.load(packed, device="cpu").predict([video])
     assert spotted.onset == 0.0 and 0 < spotted.apex < 12 / 25
     [outside] = Predictor.load(packed, device="cpu").predict([video], marks=(0.2, 9.0))

@@ -317,10 +317,19 @@ def test_the_memory_test_would_notice_a_map(monkeypatch):
     assert largest.elements == 8 * 50 * 50
 
 
-def test_a_tile_never_holds_all_queries_of_a_head(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 128)
-    for _, _, tile in chunked._tiles(torch.empty(24, 160, 8)):
-        assert tile.shape[1] <= 80
+@pytest.mark.parametrize("threads", [1, 2, 16, 128])
+@pytest.mark.parametrize(("pairs", "n"), [(1, 2), (3, 7), (24, 160), (24, 1568), (2, 70_000)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_tiles_cover_the_map_within_their_limit(count, pairs, n, threads, monkeypatch):
+    """Each pair once, all tiles together below the limit, and never the whole map at once."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    seen, largest = torch.zeros(pairs, n, dtype=torch.int), 0
+    for heads, rows, *tiles in chunked._tiles(torch.empty(pairs, n, 1), count=count):
+        seen[heads, rows] += 1
+        assert len(tiles) == count and tiles[0].shape == (*seen[heads, rows].shape, n)
+        largest = max(largest, tiles[0].numel())
+    assert (seen == 1).all()
+    assert count * largest <= chunked.TILES and 2 * largest <= pairs * n * n
 
 
 def test_a_moving_average_is_copied_before_it_moves_on():

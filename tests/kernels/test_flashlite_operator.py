@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from kernels.exact import exact_attention
 from kernels.flashlite import flashlite_attention, key_energy, op, reference
+from kernels.marginals import MiraConstants
 from tests.kernels.conftest import NATIVE
 
 
@@ -169,7 +171,10 @@ def test_without_gpu_or_interpreter_triton_says_what_to_do(monkeypatch):
         flashlite_attention(Q, Q, Q, None, backend="triton")
 
 
-def test_without_triton_it_says_what_to_install(monkeypatch):
+def test_without_triton_both_modes_say_what_to_install(monkeypatch):
     monkeypatch.setattr(op, "HAS_TRITON", False)
+    options = {"frames": 2, "constants": MiraConstants(), "statistics": "instance"}
     with pytest.raises(RuntimeError, match="pip install triton"):
         flashlite_attention(Q, Q, Q, None, backend="triton")
+    with pytest.raises(RuntimeError, match="pip install triton"):
+        exact_attention(Q, Q, Q, **options, backend="triton")

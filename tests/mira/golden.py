@@ -1,10 +1,10 @@
 """Reading the golden tensors, which lie beside the repository and are not shipped with it."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
 from torch import Tensor
 
 FOLDER = Path(__file__).resolve().parents[2] / "../shared/golden"
@@ -22,14 +22,19 @@ CONSTANTS = {  # their names → ours
 
 
 def names(kind: str) -> list:
-    """Cases of a kind; one skipped placeholder where the folder does not exist."""
-    found = sorted(path.stem for path in FOLDER.glob(f"{kind}_*.safetensors"))
-    skip = pytest.mark.skip(reason=f"no golden tensors in {FOLDER}")
-    return found or [pytest.param(kind, marks=skip)]
+    """Cases of a kind; one skipped placeholder where there is no folder or nothing to read it."""
+    reason = "safetensors is not installed"
+    found = []
+    if find_spec("safetensors"):
+        reason = f"no golden tensors in {FOLDER}"
+        found = sorted(path.stem for path in FOLDER.glob(f"{kind}_*.safetensors"))
+    return found or [pytest.param(kind, marks=pytest.mark.skip(reason=reason))]
 
 
 def load(name: str) -> tuple[dict, dict[str, Tensor]]:
     """Description and tensors of a case."""
+    from safetensors import safe_open  # a machine without it runs the kernel tests all the same
+
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return json.loads(file.metadata()["case"]), tensors

@@ -157,6 +157,11 @@ def test_a_mask_is_refused_where_nothing_checks_it_and_where_frames_differ():
     uneven[1:] = uneven[0]
     with pytest.raises(ValueError, match=r"unequal numbers. Use a tube mask"):
         model(x, bool_masked_pos=uneven)
+    model.config.mira = {"frames": 5}
+    with pytest.raises(ValueError, match="a mask of 64 tokens does not divide into 5 frames"):
+        model(x, bool_masked_pos=mask)
+    check_masks(model)
+    assert len(model.videomae.embeddings._forward_pre_hooks) == 1, "a second call changes nothing"
     model.set_attn_implementation("sdpa")
     model(x, bool_masked_pos=uneven)
     with pytest.raises(ValueError, match="Linear is not a VideoMAE"):
@@ -176,9 +181,12 @@ def test_what_mira_does_not_define_is_refused():
         ({"is_causal": True}, "is not causal"),
         ({"softcap": 5.0}, "what softcap should change"),
         ({"output_attentions": True}, "attention maps: 'eager'"),
+        ({"position_ids": torch.arange(64)}, "what position_ids should change"),
     ):
         with pytest.raises(ValueError, match=message):
             attend(module, q, q, q, **{"attention_mask": None} | changed)
+    for_others = {"num_items_in_batch": torch.tensor(4), "output_hidden_states": True}
+    attend(module, q, q, q, None, position_ids=None, **for_others)
     with pytest.raises(ValueError, match="output_attentions"):
         model.config.output_attentions = True
 
@@ -190,7 +198,13 @@ def test_what_mira_does_not_define_is_refused():
             {"tau": 1},
             "config.mira has no field tau; choose of frames, statistics, constants, backend",
         ),
-        ({"constants": {"tau": 1}}, "has no field tau"),
+        ({"constants": {"tau": 1}}, r"config.mira\['constants'\] has no field tau; choose of conf"),
+        ({"constants": {"power": "2"}}, r"\['power'\] must be a number, not '2'"),
+        ({"constants": [1.0]}, r"config.mira\['constants'\] must be a dict with fields of"),
+        ("flashlite", "config.mira must be a dict with fields of frames, .* not 'flashlite'"),
+        ({"frames": 0}, "must be a whole number above 0, not 0"),
+        ({"frames": "8"}, "must be a whole number above 0, not '8'"),
+        ({"statistics": ""}, "statistics '' does not exist"),
         ({"statistics": "batch_ema"}, "batch_ema needs state"),
         ({"backend": "fast"}, "no backend 'fast'"),
         ({"frames": 5}, "64 tokens where a clip has 80"),
