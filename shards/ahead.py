@@ -18,8 +18,6 @@ from shards.reader import Collection
 THREADS = 4
 CLIPS = 128
 """Clips of every stream that are looked ahead."""
-REMEMBERED = 4096
-"""Shards that are not asked for again soon."""
 
 
 class Ahead:
@@ -29,24 +27,28 @@ class Ahead:
         self._collection = collection
         away = any(not isinstance(m.folder, Path) for m in collection.manifests)
         self._coming = iter(places if away else ())
-        self._asked: OrderedDict[int, None] = OrderedDict()
+        self._asked: OrderedDict[int, int] = OrderedDict()
+        """Shards within sight, and the last micro-batch that needs each."""
+        self._seen = 0
         self._wanted: SimpleQueue[int | None] = SimpleQueue()
         self._closed = False
         for _ in range(THREADS if away else 0):  # daemons: a program's end waits for no download
             Thread(target=self._fetch, name="shards-ahead", daemon=True).start()
-        steps = max(1, CLIPS // places.order.per_stream)
-        self.reach(steps * places.a_step)
+        self._sight = max(1, CLIPS // places.order.per_stream) * places.a_step
+        self.reach(self._sight)
 
     def reach(self, micro_batches: int = 1) -> None:
         """Look this many micro-batches further."""
         for _, slots in zip(range(micro_batches), self._coming, strict=False):
-            for shard in dict.fromkeys(slot.shard for slot in slots):
-                if shard != PADDING and shard not in self._asked:
+            self._seen += 1
+            for shard in dict.fromkeys(slot.shard for slot in slots if slot.shard != PADDING):
+                if shard not in self._asked:
                     self._wanted.put(shard)
-                self._asked[shard] = None
+                self._asked[shard] = self._seen
                 self._asked.move_to_end(shard)
-        while len(self._asked) > REMEMBERED:
-            self._asked.popitem(last=False)
+            # A cache smaller than the set may have deleted it when the next epoch needs it.
+            while self._asked and next(iter(self._asked.values())) <= self._seen - self._sight:
+                self._asked.popitem(last=False)
 
     def close(self) -> None:
         """Fetch nothing more; what is on its way is finished by itself."""

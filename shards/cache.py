@@ -8,7 +8,9 @@ Refuses to know where files come from.
     <sha256>.<size>.part   being written; `size` bytes are reserved for it
 
 Whoever reads a file holds a shared lock on it, whoever writes one an exclusive lock: locks end with
-their process, so what a killed one left behind is recognised. Put the folder on a local disk.
+their process, so what a killed one left behind is recognised. A descriptor is kept for one reading
+and no longer: then what nobody reads at this moment can make room, all that is waited for ends by
+itself, and no process waits for another that is idle. Put the folder on a local disk.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
+import random
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -30,8 +34,18 @@ DEFAULT_FOLDER = Path("~/.cache/mira-video/shards")
 DEFAULT_GB = 50.0
 POLL = 0.05
 """Seconds between two looks at a file that another process fetches."""
+ROOM_PATIENCE = 600.0
+"""Seconds to wait for room: for downloads, as these hold what they need, and may be slow."""
+IN_USE = 60.0
+"""Seconds since its last opening in which a file counts as one that is being worked through."""
 
 _OURS = re.compile(r"[0-9a-f]{64}(?:\.(\d+)\.part)?")
+_fetched: dict[str, float] = {}
+"""What this process has fetched in the last IN_USE seconds, and when by the monotonic clock."""
+_warned: set[Path] = set()
+"""Caches that it has said to be too small."""
+
+log = logging.getLogger("shards")
 
 
 class CacheError(ValueError):
@@ -39,7 +53,7 @@ class CacheError(ValueError):
 
 
 class NoRoom(CacheError):
-    """Everything in the cache is being read; closing some of it makes room."""
+    """Everything in the cache is being read or written at this moment."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +62,13 @@ class Cache:
 
     folder: Path = DEFAULT_FOLDER
     limit: int = int(DEFAULT_GB * 1e9)
+    ahead: bool = False
+    """Only into room that is free or was not in use lately, and without waiting for it: who fetches
+    what is needed later must not send away what is needed now."""
 
     def open(self, digest: str, size: int, fetch: Callable[[Path], None]) -> int:
-        """A descriptor of the file with this sha256; while it is open the file stays.
+        """A descriptor of the file with this sha256; while it is open the file stays, so close it
+        once it is read.
 
         Args:
             size: its bytes, reserved while it is fetched; 0 where that is unknown and little.
@@ -59,13 +77,21 @@ class Cache:
         Raises NoRoom, CacheError where the disk is full or cannot be written, WrongBytes where
         `fetch` wrote something else, and what `fetch` raises.
         """
+        end = time.monotonic() + (0 if self.ahead else ROOM_PATIENCE)
         with self._disk():
             while (found := self._held(digest)) is None:
-                self._fill(digest, size, fetch)
+                try:
+                    if (new := self._filled(digest, size, fetch)) is not None:
+                        return new
+                except NoRoom:
+                    if time.monotonic() >= end:
+                        raise
+                    time.sleep(random.uniform(POLL, 10 * POLL))
         return found
 
     def drop(self, digest: str) -> None:
         """Forget a file, for whoever has found it damaged; who has it open reads on."""
+        _fetched.pop(digest, None)
         (self._root / digest).unlink(missing_ok=True)
 
     @property
@@ -82,35 +108,62 @@ class Cache:
         if not _is_at(file, path):  # deleted between the two calls
             os.close(file)
             return None
-        os.utime(path)
+        os.utime(file)  # by its descriptor: `drop` asks for no lock
         return file
 
-    def _fill(self, digest: str, size: int, fetch: Callable[[Path], None]) -> None:
+    def _filled(self, digest: str, size: int, fetch: Callable[[Path], None]) -> int | None:
+        """A descriptor of the file, now fetched; None where another process is at it."""
         self._root.mkdir(parents=True, exist_ok=True)
-        part, final = self._root / f"{digest}.{size}.part", self._root / digest
-        with part.open("ab") as claim:
+        part = self._root / f"{digest}.{size}.part"
+        with part.open("a+b") as claim:
             try:
                 fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 # Somebody is fetching it. Waiting for this lock might last for ever: what is
                 # locked is the file itself, and once it is whole its readers lock it.
                 time.sleep(POLL)
-                return
+                return None
             if not _is_at(claim.fileno(), part):
-                return
+                return None
             try:
-                if final.exists():
-                    return
+                if (self._root / digest).exists():
+                    return None
                 self._make_room(size)
                 fetch(part)
                 if sha256_of(part) != digest:
                     raise WrongBytes(errno.EIO, "came with other bytes than the manifest says")
-                with self._counting():  # a list read meanwhile might miss both names
-                    part.replace(final)
+                return self._published(claim.fileno(), part, digest)
             finally:
                 # gcsfs deletes what it did not finish; another process may have begun anew.
                 if _is_at(claim.fileno(), part):
                     part.unlink()
+
+    def _published(self, claim: int, part: Path, digest: str) -> int | None:
+        """Give a whole file its name, and hold it like a reader: whoever has fetched a file reads
+        it before it can be deleted again, so that each gets on in the smallest cache."""
+        final = self._root / digest
+        with self._counting():  # a list read meanwhile might miss both names
+            part.replace(final)
+            if not _is_at(claim, final):  # what fetched it has put another file there
+                return None
+            fcntl.flock(claim, fcntl.LOCK_SH)
+        self._warn_of_haste(digest)
+        return os.dup(claim)
+
+    def _warn_of_haste(self, digest: str) -> None:
+        """Say once that files go and come again while they are worked through."""
+        now = time.monotonic()
+        for old in [d for d, when in list(_fetched.items()) if when < now - IN_USE]:
+            _fetched.pop(old, None)
+        if digest in _fetched and self._root not in _warned:
+            _warned.add(self._root)
+            log.warning(
+                "the cache %s (%.3g GB) is too small for what is read at once: a shard that is in "
+                "use was deleted for others and had to be fetched again after %.0f s. This slows "
+                "reading down; set --data.cache_gb higher, or write smaller shards",
+                *(self._root, self.limit / 1e9, now - _fetched[digest]),
+            )
+        _fetched[digest] = now
 
     def _make_room(self, size: int) -> None:
         """Delete what was opened longest ago and is not open, until `size` reserved bytes fit."""
@@ -119,9 +172,10 @@ class Cache:
         with self._counting():
             entries = sorted(self._entries())
             total = sum(held for _, held, _ in entries)
-            for _, held, path in entries:
-                if total <= self.limit:
-                    return
+            latest = time.time() - IN_USE if self.ahead else float("inf")
+            for opened, held, path in entries:
+                if total <= self.limit or opened > latest:
+                    break
                 if _removed(path):
                     total -= held
             if total > self.limit:

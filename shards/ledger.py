@@ -11,6 +11,7 @@ the source's, for ingest.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -58,7 +59,8 @@ class Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # In a JSON text the escape of half a surrogate pair is what it stands for.
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)  # on network disks appending alone may lose lines
+            with contextlib.suppress(OSError):  # some network disks have no locks
+                fcntl.lockf(file, fcntl.LOCK_EX)  # on others appending alone may lose lines
             file.write(line)
             file.flush()
             os.fsync(file.fileno())

@@ -11,6 +11,7 @@ folder may lie anywhere (`shards.place`); writing takes a local one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gc
 import hashlib
@@ -19,7 +20,7 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from shards.index import (
     split_of,
     write_aside,
 )
-from shards.place import Remote, locate
+from shards.place import Remote, locate, open_whole
 from shards.schema import SCHEMA
 
 MANIFEST = "manifest.json"
@@ -100,10 +101,11 @@ class Manifest:
 
     def index_lines(self, i: int) -> list[bytes]:
         """The unparsed lines of shard `i`'s index; ShardLost if it is missing or changed."""
-        shard = self.shards[i]
-        path = self._index_path(i)
-        with os.fdopen(self.open_index(i), "rb") as file:
-            raw = file.read()
+        shard, path = self.shards[i], self._index_path(i)
+        raw = self._index_bytes(i)
+        if hashlib.sha256(raw).hexdigest() != shard.index_sha256 and isinstance(path, Remote):
+            path.cache.drop(shard.index_sha256)  # it was sound when it came in
+            raw = self._index_bytes(i)
         if hashlib.sha256(raw).hexdigest() != shard.index_sha256:
             raise broken(path, f"is not the file that {MANIFEST} describes", kind=ShardLost)
         lines = raw.splitlines()
@@ -139,6 +141,14 @@ class Manifest:
         shard = self.shards[i]
         return _open(self.folder / shard.name, shard.sha256, shard.bytes)
 
+    def warm(self, i: int) -> None:
+        """Fetch shard `i` into the cache ahead of its time, if it is not at hand and there is room
+        that nobody needs now. Raises ShardLost, CacheError."""
+        if isinstance(self.folder, Remote):
+            early = replace(self, folder=self.folder.ahead())
+            os.close(early.open_index(i))
+            os.close(early.open_tar(i))
+
     def parse_row(self, i: int, line: bytes) -> IndexRow:
         """A line of shard `i`'s index; ManifestError where it is none."""
         try:
@@ -146,32 +156,9 @@ class Manifest:
         except (ValueError, TypeError, RecursionError) as error:
             raise broken(self._index_path(i), f"({error})") from None
 
-    def lost_files(self) -> dict[int, ShardLost]:
-        """The shards whose files are not there in full, by their names and sizes.
-
-        Elsewhere than on a file system nothing is looked at: listing takes long there, and what is
-        lost shows when it is fetched.
-        """
-        if not isinstance(self.folder, Path):
-            return {}
-        try:
-            with os.scandir(self.folder) as entries:
-                # Of an index its hash is checked when it is read.
-                sizes = {
-                    e.name: e.stat().st_size if e.name.endswith(".tar") else 0 for e in entries
-                }
-        except OSError as error:
-            raise broken(self.folder, f"cannot be listed ({error.strerror})") from None
-        lost = {}
-        for i, shard in enumerate(self.shards):
-            if shard.name not in sizes or index_name(shard.name) not in sizes:
-                gone = shard.name if shard.name not in sizes else index_name(shard.name)
-                lost[i] = broken(self.folder / gone, "is missing", kind=ShardLost)
-            elif (size := sizes[shard.name]) != shard.bytes:
-                what = "was cut" if size < shard.bytes else "has grown"
-                what = f"{what}: {size} bytes, written with {shard.bytes}"
-                lost[i] = broken(self.folder / shard.name, what, kind=ShardLost)
-        return lost
+    def _index_bytes(self, i: int) -> bytes:
+        with os.fdopen(self.open_index(i), "rb") as file:
+            return file.read()
 
     def _index_path(self, i: int) -> Path | Remote:
         return self.folder / index_name(self.shards[i].name)
@@ -238,11 +225,12 @@ def _total(shards: Iterable[Shard]) -> dict[str, int]:
 
 def _open(path: Path | Remote, digest: str, size: int) -> int:
     try:
-        if isinstance(path, Path):
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return path.open_cached(digest, size)
+        return open_whole(path, digest, size)
     except OSError as error:
-        raise broken(path, f"cannot be read ({error.strerror})", kind=ShardLost) from None
+        what = f"cannot be read ({error.strerror})"
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # not the shard's fault
+            raise ManifestError(f"{path} {what}: raise the limit, ulimit -n") from None
+        raise broken(path, what, kind=ShardLost) from None
 
 
 def _fix(folder: Path | Remote) -> str:

@@ -17,6 +17,7 @@ from shards.index import ShardLost
 from shards.ledger import read_skip
 from shards.manifest import Manifest
 from shards.place import locate
+from shards.presence import lost_files
 from shards.reader import Collection
 from shards.splitfile import SplitFile, read_split_file, shown
 from shards.wording import count, few
@@ -30,7 +31,7 @@ def open_collection(data: DataConfig) -> Collection:
     lost: dict[int, ShardLost] = {}
     first = 0
     for manifest in manifests:
-        lost |= {first + i: error for i, error in manifest.lost_files().items()}
+        lost |= {first + i: error for i, error in lost_files(manifest).items()}
         first += len(manifest.shards)
     check_lost(data, list(lost.values()))
     chosen = None if data.splits is None else read_split_file(data.splits, data.source)

@@ -1,12 +1,14 @@
-"""The open files of one shard.
+"""One shard that is being read.
 
-Owns which of a shard's samples are of a split, found when it is opened, and where their lines are.
-Refuses to know other shards, and what a line says.
+Owns which of a shard's samples are of a split, found when it is opened, where their lines are, and
+its open files. Refuses to know other shards, and what a line says.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,8 +17,10 @@ from shards.manifest import Manifest
 
 
 class OpenShard:
-    """Closed with the object. Of the index only the places of lines are held, so that memory does
-    not grow with what the records of open shards say.
+    """Files of a folder at hand stay open until the object goes. Those in a cache are opened for
+    every reading, so that the cache may delete them between two: one that does is asked for them
+    again. Of the index only the places of lines are held, so that memory does not grow with what
+    the records of open shards say.
 
     Args:
         split: whose samples belong, by the records; None keeps all.
@@ -40,17 +44,33 @@ class OpenShard:
         sizes = np.array([len(line) + 1 for line in lines], dtype=np.int64)
         places = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
         self._places = places if kept is None else places[np.asarray(kept, dtype=np.int64)]
-        self.index = manifest.open_index(i)
-        self.tar: int | None = None
+        self._manifest, self._i = manifest, i
+        self._at_hand = isinstance(manifest.folder, Path)
+        self._open: dict[str, int] = {}
         self.used = 0.0
         """When, by the monotonic clock."""
 
     def line(self, sample: int) -> bytes:
-        """Of the index, of the shard's `sample`-th sample that belongs."""
+        """Of the index, of the shard's `sample`-th sample that belongs. Raises ShardLost,
+        CacheError."""
         start, size = self._places[sample].tolist()
-        return os.pread(self.index, size, start)
+        return self._read("index", self._manifest.open_index, size, start)
+
+    def video(self, size: int, offset: int) -> bytes:
+        """Bytes of the tar, fewer where it ends before. Raises ShardLost, CacheError, OSError."""
+        return self._read("tar", self._manifest.open_tar, size, offset)
+
+    def _read(self, name: str, opened: Callable[[int], int], size: int, start: int) -> bytes:
+        if (file := self._open.get(name)) is None:
+            file = opened(self._i)
+            if self._at_hand:
+                self._open[name] = file
+        try:
+            return os.pread(file, size, start)
+        finally:
+            if not self._at_hand:
+                os.close(file)
 
     def __del__(self) -> None:
-        for name in ("tar", "index"):
-            if (file := self.__dict__.get(name)) is not None:
-                os.close(file)
+        for file in self.__dict__.get("_open", {}).values():
+            os.close(file)

@@ -26,7 +26,8 @@ the way, and credentials that are not found, which many processes at once may as
 
 _PASSING = {408, 425, 429}  # of the 4xx: time-out, too early, too many requests
 _NEVER = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
+"""Faults of this machine or its settings."""
 _STORES = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "google", "adlfs", "azure", "fsspec")
 _OF_THE_WAY = {"HTTPClientError", "ConnectionError", "IncompleteReadError", "ResponseParserError"}
 """Bases of botocore's errors that tell of the network; its others tell of settings."""
@@ -42,7 +43,7 @@ def patiently(fetch: Callable[[], Result], what: str, *, limit: float) -> Result
     """`fetch()`, tried again while its errors may pass and `limit` seconds are not over.
 
     Raises FileNotFoundError or PermissionError at once where the answer is final, OSError where the
-    time is over; an error of this machine's disk and a bug pass unchanged.
+    time is over; an error of this machine and a bug pass unchanged.
     """
     start, doubtful = time.monotonic(), 0
     for attempt in itertools.count(1):
@@ -70,7 +71,7 @@ def _may_pass(error: Exception) -> bool:
     status = _status(error)
     if status is not None:
         return status >= 500 or status in _PASSING
-    if isinstance(error, _NEVER) or getattr(error, "errno", None) in _ROOM:
+    if isinstance(error, _NEVER) or getattr(error, "errno", None) in _OURS:
         return False
     return isinstance(error, OSError | EOFError) or type(error).__module__.startswith(_STORES)
 

@@ -20,6 +20,8 @@ from shards.patience import WrongBytes, patiently
 
 RETRY_SECONDS = 300.0
 """How long a fault that may pass is met by trying again."""
+DISK_PATIENCE = 30.0
+"""The same for opening a file of a mounted folder: network disks have such faults, too."""
 STALL, SLOWEST = 60.0, 16_384
 """Seconds without a byte, and bytes a second on average after these, that count as a fault."""
 
@@ -55,7 +57,8 @@ class Remote:
         return patiently(lambda: self._system().cat_file(self.url), self.url, limit=self.limit)
 
     def open_cached(self, digest: str, size: int) -> int:
-        """A descriptor of the whole file in the cache, fetched if need be; as `Cache.open`.
+        """A descriptor of the whole file in the cache, fetched if need be; as `Cache.open`, so
+        close it once it is read.
 
         `size` is the file's, 0 where it is not known. Raises OSError like `patiently`.
         """
@@ -64,6 +67,10 @@ class Remote:
             self.url,
             limit=self.limit,
         )
+
+    def ahead(self) -> Remote:
+        """The same place, read with one try and into room that nobody needs now."""
+        return replace(self, limit=0.0, cache=replace(self.cache, ahead=True))
 
     def _fetch(self, into: Path, size: int) -> None:
         self._system().get_file(self.url, os.fspath(into), callback=_watch())
@@ -117,6 +124,15 @@ def locate(folder: str | Path | Remote, like: Remote | None = None) -> Path | Re
     if "://" not in text:
         return Path(folder)
     return replace(like or Remote(text), url=text.rstrip("/"))
+
+
+def open_whole(place: Path | Remote, digest: str, size: int) -> int:
+    """A descriptor of the file with this sha256 and size (0: unknown): of the file itself in a
+    mounted folder, else of its copy in the cache, as `Remote.open_cached`."""
+    if isinstance(place, Remote):
+        return place.open_cached(digest, size)
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    return patiently(lambda: os.open(place, flags), str(place), limit=DISK_PATIENCE)
 
 
 def _watch() -> Any:

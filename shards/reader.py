@@ -8,20 +8,17 @@ they are started.
 
 from __future__ import annotations
 
-import os
-import random
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.cache import CacheError, NoRoom
+from shards.cache import CacheError
 from shards.index import IndexRow, ShardLost
 from shards.ledger import Skip
 from shards.manifest import Manifest
@@ -31,14 +28,11 @@ from shards.schema import Record
 from shards.splitfile import SplitFile
 from shards.survey import Survey, survey
 
-OPEN_SHARDS = 128
-"""Kept open by a process: more than the streams of a rank, less than the usual 1024 files."""
+OPEN_SHARDS = 256
+"""Kept open by a process, with two files each: more than the streams of a rank, also of a mixture
+of several folders, less than the usual 1024 files."""
 IDLE = 60.0
-"""Seconds after which an unused shard is closed, so that a cache may let it go."""
-ROOM_PATIENCE = 60.0
-"""Seconds to wait for other processes to close what fills the cache."""
-
-Result = TypeVar("Result")
+"""Seconds after which an unused shard is closed: its files and its share of memory."""
 
 
 class ReadError(ValueError):
@@ -127,7 +121,11 @@ class Collection:
         """The row of a shard's `sample`-th kept sample, with the label that counts; ShardLost if
         there is no index."""
         manifest, i = self._locate(shard)
-        row = manifest.parse_row(i, self._opened(shard).line(sample))
+        try:
+            row = manifest.parse_row(i, self._opened(shard).line(sample))
+        except ShardLost as error:
+            self.lost[shard] = self.unindexed[shard] = error
+            raise
         if not self._relabelled:
             return row
         at = int(self.classes[shard][sample])
@@ -139,8 +137,7 @@ class Collection:
         try:
             return self._sound(shard, row)
         except ReadError:
-            if not self._refetched(shard):
-                raise
+            self._forget(shard)
         return self._sound(shard, row)
 
     def label(self, record: Record) -> int:
@@ -169,11 +166,8 @@ class Collection:
         """Fetch a shard into the cache ahead of its time, with one try: what goes wrong shows when
         it is read."""
         manifest, i = self._locate(shard)
-        if isinstance(manifest.folder, Remote):
-            manifest = replace(manifest, folder=replace(manifest.folder, limit=0.0))
         try:
-            os.close(manifest.open_index(i))
-            os.close(manifest.open_tar(i))
+            manifest.warm(i)
         except (ShardLost, CacheError):
             return
 
@@ -197,8 +191,14 @@ class Collection:
         return self.manifests[m], shard - int(self._first[m])
 
     def _sound(self, shard: int, row: IndexRow) -> bytes:
+        if shard in self.lost:
+            raise ShardLost(str(self.lost[shard]))
+        held = self._opened(shard)
         try:
-            data = os.pread(self._tar(shard), row.size, row.offset)
+            data = held.video(row.size, row.offset)
+        except ShardLost as error:
+            self.lost[shard] = error
+            raise
         except OSError as error:
             raise ReadError(f"cannot be read: {error.strerror}") from None
         if len(data) != row.size:
@@ -207,37 +207,18 @@ class Collection:
             raise ReadError("was changed since it was written: its crc32 differs")
         return data
 
-    def _refetched(self, shard: int) -> bool:
-        """Take a damaged shard out of the cache, which it was sound to enter; False without one."""
-        tar = self.path(shard)
-        if isinstance(tar, Path):
-            return False
-        tar.cache.drop(self.sha256(shard))
+    def _forget(self, shard: int) -> None:
+        """Begin anew with a shard: it may have been damaged in the cache, which it was sound to
+        enter, or put back, or an open file of a network disk may have gone stale."""
+        if isinstance(tar := self.path(shard), Remote):
+            tar.cache.drop(self.sha256(shard))
         self._open.pop(shard, None)
-        return True
-
-    def _tar(self, shard: int) -> int:
-        if shard in self.lost:
-            raise ShardLost(str(self.lost[shard]))
-        held = self._opened(shard)
-        if held.tar is None:
-            manifest, i = self._locate(shard)
-            try:
-                held.tar = self._with_room(shard, lambda: manifest.open_tar(i))
-            except ShardLost as error:
-                self.lost[shard] = error
-                raise
-        return held.tar
 
     def _opened(self, shard: int) -> OpenShard:
         if shard in self.unindexed:
             raise ShardLost(str(self.unindexed[shard]))
         if shard not in self._open:
-            try:
-                self._open[shard] = self._with_room(shard, lambda: self._open_shard(shard))
-            except ShardLost as error:
-                self.lost[shard] = self.unindexed[shard] = error
-                raise
+            self._open[shard] = self._open_shard(shard)
         held = self._open[shard]
         held.used = time.monotonic()
         self._open.move_to_end(shard)
@@ -252,21 +233,6 @@ class Collection:
 
     def _oldest(self) -> OpenShard:
         return next(iter(self._open.values()))
-
-    def _with_room(self, shard: int, action: Callable[[], Result]) -> Result:
-        """`action()`; while the cache is full, shards other than this one are closed for it."""
-        end = time.monotonic() + ROOM_PATIENCE
-        while True:
-            try:
-                return action()
-            except NoRoom:
-                oldest = next(iter(self._open), shard)
-                if oldest != shard:
-                    del self._open[oldest]
-                elif time.monotonic() > end:
-                    raise
-                else:
-                    time.sleep(random.uniform(0.05, 0.5))
 
 
 def _common_labels(manifests: Sequence[Manifest]) -> tuple[str, ...]:

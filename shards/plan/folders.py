@@ -12,6 +12,7 @@ from shards.index import ManifestError
 from shards.manifest import Manifest
 from shards.opening import open_collection
 from shards.plan.finding import Finding, refused
+from shards.presence import lost_files
 from shards.splitfile import read_split_file
 from shards.wording import count, few, size
 
@@ -42,7 +43,7 @@ def of_folders(manifests: Sequence[Manifest], data: DataConfig) -> Iterator[Find
 def _files(manifest: Manifest) -> Finding:
     """Names and sizes alone; contents are for `verify`."""
     try:
-        lost = manifest.lost_files()
+        lost = lost_files(manifest)
     except ManifestError as error:
         return refused("files", error)
     numbers = {"lost": len(lost)}

@@ -12,21 +12,26 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.utils.data import DataLoader, IterableDataset
 
-from shards import patience, place, reader, workers
+from shards import ahead, cache, patience, place, workers
 from shards.__main__ import main
+from shards.ahead import Ahead
 from shards.cache import Cache, CacheError, NoRoom
-from shards.index import ManifestError, ShardLost
+from shards.index import ManifestError, ShardLost, index_name
 from shards.ledger import Ledger
 from shards.manifest import Manifest
+from shards.order import Order
 from shards.place import Remote, locate
-from shards.stream import DataConfig, open_clips
+from shards.places import Places
+from shards.stream import DataConfig, open_clips, open_collection
 from tests.shards.flaky import (
     answers,
     cut,
@@ -220,15 +225,20 @@ def test_loader_processes_have_the_environment_of_their_start(monkeypatch):
     assert told() == ["secret"]
 
 
-@pytest.mark.parametrize("cache", ["cache", "~/cache"])
-def test_a_file_damaged_in_the_cache_is_fetched_again(server, folder, tmp_path, monkeypatch, cache):
+@pytest.mark.parametrize("where", ["cache", "~/cache"])
+@pytest.mark.parametrize("damage", [b"", bytes(10**5)], ids=["emptied", "zeroed"])
+def test_a_file_damaged_in_the_cache_is_fetched_again(
+    server, folder, tmp_path, monkeypatch, where, damage
+):
+    """As a machine that lost its power may leave it."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    data = config(f"{server.url}/set", cache=cache if "~" in cache else tmp_path / cache)
+    data = config(f"{server.url}/set", cache=where if "~" in where else tmp_path / where)
     served(data)
-    digest = Manifest.open(folder).shards[1].sha256
-    (tmp_path / "cache" / digest).write_bytes(bytes(10**5))
+    shard = Manifest.open(folder).shards[1]
+    for digest in (shard.sha256, shard.index_sha256):
+        (tmp_path / "cache" / digest).write_bytes(damage)
     assert served(data) == served(config(folder, cache=tmp_path))
-    assert server.asked[TAR] == 2
+    assert server.asked[TAR] == server.asked[index_name(TAR)] == 2
 
 
 # A lost shard that is allowed
@@ -287,26 +297,66 @@ def digests(cache: Cache) -> set[str]:
     return {p.name for p in cache.folder.iterdir() if len(p.name) == 64}
 
 
-def test_the_least_recently_opened_goes_first_and_nothing_that_is_open(tmp_path):
-    cache = Cache(tmp_path / "cache", limit=3000)
-    held = fill(cache, 0)
+def name_of(number: int, *, size: int = 1000) -> str:
+    return hashlib.sha256(number.to_bytes(4, "big") * (size // 4)).hexdigest()
+
+
+def test_the_least_recently_opened_goes_first_and_nothing_that_is_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "ROOM_PATIENCE", 0.2)
+    place = Cache(tmp_path / "cache", limit=3000)
+    held = fill(place, 0)
     for number in (1, 2):
-        os.close(fill(cache, number))
+        os.close(fill(place, number))
         time.sleep(0.01)
-    os.close(fill(cache, 1))
-    before = digests(cache)
-    os.close(fill(cache, 3))
-    [gone] = before - digests(cache)
-    assert gone == hashlib.sha256((2).to_bytes(4, "big") * 250).hexdigest()
-    others = [fill(cache, 4), fill(cache, 5)]
+    os.close(fill(place, 1))
+    before = digests(place)
+    os.close(fill(place, 3))
+    [gone] = before - digests(place)
+    assert gone == name_of(2)
+    others = [fill(place, 4), fill(place, 5)]
     with pytest.raises(NoRoom, match=r"may hold 3e-06 GB.*--data\.cache_gb"):
-        fill(cache, 6)
+        fill(place, 6)
     assert os.pread(held, 4, 0) == bytes(4)
     os.close(others[0])
-    os.close(fill(cache, 6))
+    os.close(fill(place, 6))
     for file in (held, others[1]):
         os.close(file)
-    assert left(cache.folder) == []
+    assert left(place.folder) == []
+
+
+def test_who_waits_for_room_gets_it_when_a_reading_ends(tmp_path):
+    place = Cache(tmp_path, limit=1000)
+    held = fill(place, 0)
+    threading.Timer(0.3, os.close, [held]).start()
+    start = time.monotonic()
+    os.close(fill(place, 1))
+    assert 0.2 < time.monotonic() - start < 5
+    assert digests(place) == {name_of(1)}
+
+
+def test_looking_ahead_sends_nothing_away_that_is_in_use(tmp_path, monkeypatch):
+    place = Cache(tmp_path, limit=2000)
+    early = replace(place, ahead=True)
+    os.close(fill(place, 0))
+    os.close(fill(early, 1))
+    start = time.monotonic()
+    with pytest.raises(NoRoom):
+        fill(early, 2)
+    assert time.monotonic() - start < 1, "and does not wait"
+    assert digests(place) == {name_of(0), name_of(1)}
+    monkeypatch.setattr(cache, "IN_USE", 0.0)
+    os.close(fill(early, 2))
+    assert digests(place) == {name_of(1), name_of(2)}
+
+
+def test_a_cache_in_which_shards_go_while_they_are_in_use_says_so_once(tmp_path, caplog):
+    place = Cache(tmp_path / "cache", limit=1000)
+    for number in (0, 1, 0, 1, 0):
+        os.close(fill(place, number))
+    assert [r.getMessage() for r in caplog.records if "cache_gb higher" in r.getMessage()] == [
+        caplog.records[0].getMessage()
+    ]
+    assert str(place.folder) in caplog.records[0].getMessage()
 
 
 def test_a_file_larger_than_the_cache_says_what_to_set(tmp_path):
@@ -322,13 +372,14 @@ def test_what_a_killed_process_left_is_cleared_and_foreign_files_stay(tmp_path):
     assert mess(tmp_path) == ["mine.txt"]
 
 
-def test_a_download_of_another_process_counts_and_is_left_alone(tmp_path):
-    cache = Cache(tmp_path, limit=1500)
+def test_a_download_of_another_process_counts_and_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "ROOM_PATIENCE", 0.2)
+    place = Cache(tmp_path, limit=1500)
     part = tmp_path / f"{'a' * 64}.1400.part"
     with part.open("wb") as claim:
         fcntl.flock(claim, fcntl.LOCK_EX)
         with pytest.raises(NoRoom):
-            fill(cache, 1)
+            fill(place, 1)
         assert part.exists()
 
 
@@ -422,6 +473,40 @@ def test_coming_shards_are_fetched_ahead(server, tmp_path):
             time.sleep(0.01)
 
 
+def test_an_epoch_after_the_first_is_fetched_ahead_too(monkeypatch):
+    """The cache may have let go what the epoch before has used."""
+    monkeypatch.setattr(ahead, "CLIPS", 4)
+    order = Order([8] * 6, streams=2, global_batch=4, seed=0, shuffle=True)
+    places = Places(order, micro_batch=2, rank=0, world=1, start_step=0, endless=True)
+    asked = []
+    collection = SimpleNamespace(manifests=[SimpleNamespace(folder="url")], warm=asked.append)
+    looking = Ahead(collection, places)
+    looking.reach(3 * order.steps_per_epoch * places.a_step)
+    end = time.monotonic() + 5
+    while min(map(asked.count, range(6))) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    looking.close()
+    assert min(map(asked.count, range(6))) >= 2
+    assert len(asked) < 40, "and not for every batch"
+
+
+def test_an_idle_process_keeps_no_room_that_another_needs(server, folder, tmp_path, monkeypatch):
+    """Room for one tar: the readers take turns, and each takes away what the other has read."""
+    monkeypatch.setattr(cache, "ROOM_PATIENCE", 1.0)
+    manifest = Manifest.open(folder)
+    room = max(s.bytes for s in manifest.shards) + 20_000
+    data = config(f"{server.url}/set", cache=tmp_path / "cache", cache_gb=room / 1e9)
+    one, two = open_collection(data), open_collection(data)
+    sound = open_collection(config(folder, cache=tmp_path))
+    for sample in range(3):
+        for reader, shard in ((one, 0), (two, 2)):
+            row = reader.row(shard, sample)
+            assert row == sound.row(shard, sample)
+            assert reader.video(shard, row) == sound.video(shard, row)
+            held = sum(path.stat().st_size for path in (tmp_path / "cache").iterdir())
+            assert held <= room
+
+
 def test_a_cache_smaller_than_a_set_serves_it_all_the_same(server, folder, tmp_path, monkeypatch):
     """Room for two of three shards, and one stream: what is not being read goes."""
     sizes = sorted(shard.bytes for shard in Manifest.open(folder).shards)
@@ -439,10 +524,10 @@ def test_a_cache_that_cannot_hold_what_is_read_at_once_is_refused_at_the_start(s
 
 
 def test_a_cache_that_others_fill_ends_the_run_with_the_setting(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "ROOM_PATIENCE", 0.2)
-    cache = Cache(tmp_path / "cache", limit=10**6)
-    held = fill(cache, 1, size=999_000)
-    data = config(f"{server.url}/set", cache=cache.folder, cache_gb=1e-3)
+    monkeypatch.setattr(cache, "ROOM_PATIENCE", 0.2)
+    place = Cache(tmp_path / "cache", limit=10**6)
+    held = fill(place, 1, size=999_000)
+    data = config(f"{server.url}/set", cache=place.folder, cache_gb=1e-3)
     with pytest.raises(CacheError, match=r"--data\.cache_gb"):
         served(data)
     os.close(held)

@@ -111,9 +111,9 @@ def test_the_hash_is_splitmix64():
 
 def test_a_hundred_thousand_shards_take_no_time():
     order = make([1000] * 100_000, streams=64, global_batch=1024)
-    start = time.perf_counter()
+    start = time.process_time()
     order.slots(12_345, rank=3, world=8)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Batches from shards: exact, reproducible, resumable, and honest about what could not be read."""
 
 import contextlib
+import errno
+import fcntl
 import itertools
 import json
 import os
@@ -10,13 +12,15 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from shards import patience, place
 from shards.augment import AugmentConfig, ViewConfig
 from shards.index import ManifestError, index_shard
-from shards.ledger import Ledger
+from shards.ledger import Failure, Ledger
 from shards.stream import DataConfig, TooManyFailures, open_clips
 from shards.workers import WorkerDied
 from tests.shards.make import record, video, write_folder, write_tar
@@ -270,6 +274,59 @@ def test_bytes_that_changed_since_ingest_are_never_shown(folder, tmp_path):
         weights = {c[0]: c[2] for batch in stream for c in contents(batch).values()}
     assert weights == {"s0_0": 0.0, "s0_1": 1.0, "s0_2": 1.0, "s0_3": 1.0, "": 0.0}
     assert "crc32" in next(iter(stream.unreadable.values())).reason
+
+
+def test_a_shard_that_is_put_back_while_it_is_open_is_opened_again(folder, tmp_path):
+    """As an open file of a network disk goes stale, or a damaged one is replaced."""
+    write_folder(tmp_path / "set", [8])
+    tar = tmp_path / "set" / "shard-000000.tar"
+    sound = tar.read_bytes()
+    with opened(config(tmp_path / "set"), train=False) as stream:
+        batches = iter(stream)
+        first = next(batches)
+        with tar.open("r+b") as file:  # in place: what has it open sees that, too
+            file.truncate(1000)
+        tar.unlink()
+        tar.write_bytes(sound)
+        weights = torch.cat([first.weights, *(batch.weights for batch in batches)])
+    assert weights.tolist() == [1.0] * 8
+    assert not stream.failed
+
+
+def test_too_many_open_files_are_no_lost_shard(folder, monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    data = config(folder, allow_missing=3)
+    with opened(data) as stream:
+        monkeypatch.setattr(place, "os", SimpleNamespace(**vars(os) | {"open": full}))
+        with pytest.raises(ManifestError, match=r"Too many open files.*ulimit -n"):
+            next(iter(stream))
+
+
+def test_a_fault_of_a_network_disk_that_passes_is_outlived(folder, monkeypatch):
+    faults = [errno.EIO, errno.ESTALE]
+
+    def shaky(*how: object) -> int:
+        if faults:
+            raise OSError(number := faults.pop(), os.strerror(number))
+        return os.open(*how)
+
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.02)
+    expected = steps(config(folder), 2)
+    monkeypatch.setattr(place, "os", SimpleNamespace(**vars(os) | {"open": shaky}))
+    assert [list(step) for step in steps(config(folder), 2)] == [list(step) for step in expected]
+    assert not faults
+
+
+def test_a_ledger_is_written_where_there_are_no_locks(tmp_path, monkeypatch):
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.add(Failure("a.tar", "k", "cut", 3))
+    assert json.loads(ledger.path.read_text())["key"] == "k"
 
 
 def test_a_record_that_does_not_fit_its_video_is_a_failure(tmp_path):
