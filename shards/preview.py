@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     p = argparse.ArgumentParser(
         prog="python -m shards preview", description="A page of thumbnails, and what was rejected."
     )
-    p.add_argument("dir", help="folder of shards")
+    p.add_argument("dir", metavar="DIR", help="folder of shards, or its URL")
     p.add_argument("--out", type=Path, default=Path("preview.html"), help="page to write (.html)")
     p.add_argument("--clips", type=int, default=60, help="clips shown (60)")
     args = p.parse_args(argv)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 
 
 def few(names: Sequence[str], most: int = 3) -> str:
@@ -15,6 +17,18 @@ def few(names: Sequence[str], most: int = 3) -> str:
 def count(n: int, what: str, plural: str = "s") -> str:
     """1 shard, 1,000 shards."""
     return f"{n:,} {what}" + ("" if n == 1 else plural)
+
+
+def commonest(reasons: Iterable[str], most: int) -> list[tuple[str, int]]:
+    """Reasons and how often each occurs. Those that differ in what stands in brackets behind them,
+    such as lines and numbers, are one, and then told without."""
+    alike: dict[str, Counter[str]] = defaultdict(Counter)
+    for reason in reasons:
+        alike[re.sub(r"( \([^()]*\))+$", "", reason)][reason] += 1
+    told = {
+        gist if len(full) > 1 else next(iter(full)): full.total() for gist, full in alike.items()
+    }
+    return Counter(told).most_common(most)
 
 
 def size(n: float) -> str:

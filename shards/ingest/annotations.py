@@ -50,7 +50,8 @@ def read_annotations(
     rows, unused = _rows(file)
     refused: list[Refused] = []
     good: list[Item] = []
-    seen: set[tuple[str, object]] = set()
+    good: dict[tuple[str, object], tuple[int, Item]] = {}
+    torn: set[tuple[str, object]] = set()
     for number, row in rows:
         relative = row["path"]
         try:
@@ -59,15 +60,28 @@ def read_annotations(
             frames = _frames(path, row.get("fps", ""), fps)
             if frames is None and not os.path.isfile(path):
                 raise InputError(f"is not a file in {videos}")
-            if (relative, annotation.marks.get("onset")) in seen:
+            relative = path.relative_to(videos).as_posix()  # "./a.mp4" is "a.mp4"
+            clip = relative, annotation.marks.get("onset")
+            if clip in good:
+                first, item = good[clip]
+                if _contradict(item.annotation, annotation):
+                    torn.add(clip)
+                    raise InputError(f"has another label or split in line {first}")
                 raise InputError("is listed twice")
         except InputError as error:
             at = f"line {number} of {file.name}"
             refused.append(Refused(shown(relative), f"{error} ({at})", "correct the row"))
             continue
-        seen.add((relative, annotation.marks.get("onset")))
-        good.append(Item("", path, relative, annotation, frames))
-    return _annotated(good), refused, unused
+        good[clip] = number, Item("", path, relative, annotation, frames)
+    for clip in torn:  # who knows which of them is right?
+        number, item = good.pop(clip)
+        why = f"has another label or split in a later line (line {number} of {file.name})"
+        refused.append(Refused(shown(item.relative), why, "correct the rows"))
+    return _annotated([item for _, item in good.values()]), refused, unused
+
+
+def _contradict(a: Annotation | None, b: Annotation) -> bool:
+    return a is None or (a.label, a.split) != (b.label, b.split)
 
 
 def _annotated(good: Sequence[Item]) -> list[Item]:
@@ -139,9 +153,9 @@ def action_units(cell: str) -> tuple[str, ...]:
 
 
 def _frame(name: str, cell: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", cell):
+    if not re.fullmatch(r"[0-9]{1,9}(\.0*)?", cell):  # pandas writes 5.0 where a column has gaps
         raise InputError(f"{name} is {cell!r}, not a frame number")
-    return int(cell)
+    return int(cell.partition(".")[0])
 
 
 def _affect(name: str, cell: str) -> float:

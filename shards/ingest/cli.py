@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import signal
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from shards.ingest.publish import unfinished
 from shards.ingest.redo import Redone, redo, settings_of
 from shards.ingest.run import IngestError, Summary, ingest
 from shards.ingest.settings import IngestSettings
+from shards.wording import commonest, count
 
 SETTINGS = {f.name: f for f in dataclasses.fields(IngestSettings)}
 HELP = {
@@ -256,7 +256,7 @@ def _stoppable() -> Iterator[None]:
 
 def _redone(r: Redone) -> str:
     lines = [
-        f"{r.out}: {r.clips} clips made anew in {r.shards} shard{'s' * (r.shards != 1)}, of which "
+        f"{r.out}: {count(r.clips, 'clip')} made anew in {count(r.shards, 'shard')}, of which "
         f"{r.same} {'has' if r.same == 1 else 'have'} the same bytes as when first written"
     ]
     if r.rejected:
@@ -266,23 +266,23 @@ def _redone(r: Redone) -> str:
 
 
 def _commonest(rows: Sequence[Refused]) -> list[str]:
-    counts = Counter(row.reason for row in rows).most_common(3)
-    return [f"  {count} × {reason}" for reason, count in counts]
+    counts = commonest((row.reason for row in rows), 3)
+    return [f"  {n} × {reason}" for reason, n in counts]
 
 
 def _report(s: Summary) -> str:
     lines = [
-        f"{s.out}: {s.clips} clips ({s.seconds:.0f} s, {s.frames} frames) from {s.videos} videos, "
-        f"{s.shards} shard{'s' * (s.shards != 1)}, {s.bytes / 1e6:.1f} MB"
+        f"{s.out}: {count(s.clips, 'clip')} ({s.seconds:.0f} s, {count(s.frames, 'frame')}) from "
+        f"{count(s.videos, 'video')}, {count(s.shards, 'shard')}, {s.bytes / 1e6:.1f} MB"
     ]
     if s.labels:
         lines.append(f"labels: {', '.join(s.labels)}")
     if s.splits:
         lines.append("splits: " + ", ".join(f"{name} {n}" for name, n in s.splits.items()))
     if s.damaged:
-        lines.append(f"damaged files: {s.damaged} clips from their sound parts")
+        lines.append(f"damaged files: {count(s.damaged, 'clip')} from their sound parts")
     if s.parts_left_out:
-        lines.append(f"left out: {s.parts_left_out} parts of videos without a face")
+        lines.append(f"left out: {count(s.parts_left_out, 'part')} of videos without a face")
     if s.rejected:
         lines.append(f"rejected: {len(s.rejected)} (see {s.out / 'rejected.csv'})")
         lines += _commonest(s.rejected)

@@ -137,7 +137,7 @@ def _plan_whole(seen: Survey, settings: IngestSettings, span: timing.Span) -> Pl
 def too_short(frames: int, settings: IngestSettings) -> Rejected:
     return Rejected(
         f"too short ({frames} sound frames, at least {settings.min_frames} are needed)",
-        "leave it out, or lower --min-frames",
+        "leave it out, lower --min-frames, or take --cuts keep if it was cut where no cut is",
     )
 
 

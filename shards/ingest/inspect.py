@@ -18,6 +18,7 @@ from shards.manifest import Manifest
 from shards.place import Remote, UnknownPlace, locate
 from shards.schema import Record
 from shards.verify import verify
+from shards.wording import commonest
 
 
 def main(command: str, argv: Sequence[str]) -> int:
@@ -57,11 +58,11 @@ def _stats(folder: Path | Remote) -> int:
         console.print(f"{name:<10} {value}")
     if manifest.labels:
         console.print(_labels(manifest, records))
-    rejected = _rejected(folder) if isinstance(folder, Path) else Counter[str]()
+    rejected = _rejected(folder) if isinstance(folder, Path) else []
     if rejected:
-        console.print(f"rejected   {sum(rejected.values())}")
-        for reason, count in rejected.most_common(8):
-            console.print(f"  {count:>6} × {reason}", markup=False)
+        console.print(f"rejected   {len(rejected)}")
+        for reason, n in commonest(rejected, 8):
+            console.print(f"  {n:>6} × {reason}", markup=False)
     return 0
 
 
@@ -108,9 +109,9 @@ def _labels(manifest: Manifest, records: Sequence[Record]) -> object:
     return table
 
 
-def _rejected(folder: Path) -> Counter[str]:
+def _rejected(folder: Path) -> list[str]:
     path = folder / "rejected.csv"
     if not path.exists():
-        return Counter()
+        return []
     with path.open(newline="", encoding="utf-8") as file:
-        return Counter(row["reason"] for row in csv.DictReader(file))
+        return [row["reason"] for row in csv.DictReader(file)]

@@ -16,6 +16,7 @@ from shards.ingest.annotations import read_annotations
 from shards.ingest.inputs import Collected, InputError, Item, Refused, scan
 from shards.ingest.settings import IngestSettings
 from shards.ingest.splits import hold_out, split_subjects
+from shards.wording import count
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def listing(
         items, refused, notes = collected.items, list(collected.refused), list(collected.notes)
     elif annotations is None:
         items, ignored = scan(videos)
-        notes += [f"{ignored} files beside the videos were ignored"] * bool(ignored)
+        if ignored:
+            notes.append(f"left alone, as no videos by their suffixes: {count(ignored, 'file')}")
     else:
         items, refused, unused = read_annotations(Path(annotations), videos)
         notes += [f"columns not used: {', '.join(unused)}"] * bool(unused)
@@ -58,11 +60,22 @@ def listing(
         items = hold_out(items, holdout)
     elif any(item.annotation and item.annotation.label for item in items):
         notes.append("no split: add a column split, or --holdout test=0.2")
+    if alike := _alike(items):
+        notes.append(f"labels that differ in upper and lower case alone are classes: {alike}")
     if both := split_subjects(items):
         notes.append(f"{len(both)} subjects are in several splits, such as {both[0]}")
     if both := split_subjects(items, "source_id"):
         notes.append(f"{len(both)} sources are in several splits, such as {both[0]}")
     return Listing(items, refused, notes)
+
+
+def _alike(items: Sequence[Item]) -> str:
+    """Labels that somebody may have meant to be one."""
+    labels = sorted({item.annotation.label or "" for item in items if item.annotation})
+    folded: dict[str, list[str]] = {}
+    for label in labels:
+        folded.setdefault(label.casefold(), []).append(label)
+    return "; ".join(", ".join(same) for same in folded.values() if len(same) > 1)
 
 
 def request_of(

@@ -7,7 +7,6 @@ complete. Knows neither decoding nor detection.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from shards.ingest.request import Listing, facts_of, listing, request_of, versio
 from shards.ingest.settings import IngestSettings
 from shards.ingest.splits import label_order
 from shards.manifest import Manifest, write_manifest
+from shards.wording import commonest
 
 REJECTED = "rejected.csv"
 Progress = Callable[[int, int, int], None]
@@ -191,8 +191,8 @@ def _check_share(out: Path, listed: Listing, journal: Journal, share: float) -> 
         return
     why = out.absolute().with_name(f"{out.name}.{REJECTED}")
     write_rejected(why, [*refused, *_parts(journal)])
-    commonest = Counter(row.reason for row in refused).most_common(1)
-    example = f", most often: {commonest[0][0]}" if commonest else ""
+    often = commonest((row.reason for row in refused), 1)
+    example = f", most often: {often[0][0]}" if often else ""
     if not journal.counts.clips:
         raise IngestError(f"none of {videos} videos is usable{example}; all reasons: {why}")
     raise IngestError(

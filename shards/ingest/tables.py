@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,30 @@ def _csv(file: Path) -> tuple[list[str], list[Row]]:
     text = text_of(file)
     head = text.partition("\n")[0]
     separator = max(",;\t", key=head.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, restval="")
+    # Strict, as else one quotation mark too many swallows the rows behind it without a word.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows: list[Row] = []
     try:
-        names = [name.strip() for name in reader.fieldnames or []]
-        reader.fieldnames = names
-        cells = [(reader.line_num, row) for row in reader]
+        names = [name.strip() for name in next(reader, [])]
+        _check_names(file, names)
+        for cells in filter(None, reader):
+            if any(cell.strip() for cell in cells[len(names) :]):
+                raise csv.Error(
+                    f"{len(cells)} cells under {len(names)} names; a text with {separator!r} in it "
+                    "stands in quotation marks"
+                )
+            row = dict.fromkeys(names, "") | dict(zip(names, map(str.strip, cells), strict=False))
+            rows.append((reader.line_num, row))
     except csv.Error as error:
-        raise InputError(f"{file}, line {reader.line_num}: {error}") from None
-    return names, [(n, {c: row[c].strip() for c in names}) for n, row in cells]
+        what = "a quotation mark is not closed" if "end of data" in str(error) else error
+        raise InputError(f"{file}, line {reader.line_num}: {what}") from None
+    return names, rows
+
+
+def _check_names(file: Path, names: list[str]) -> None:
+    twice = [name for name, times in Counter(names).items() if name and times > 1]
+    if twice:
+        raise InputError(f"{file} has two columns {twice[0]!r}; remove or rename one")
 
 
 def _parquet(file: Path) -> tuple[list[str], list[Row]]:
@@ -77,6 +94,7 @@ def _parquet(file: Path) -> tuple[list[str], list[Row]]:
             if opened.metadata.num_rows > MOST_ROWS:
                 raise InputError(f"{file} has more than {MOST_ROWS:,} rows; split it")
             names = [name.strip() for name in opened.schema_arrow.names]
+            _check_names(file, names)
             return names, list(_rows_of(opened.iter_batches(4096), names))
     except InputError:
         raise

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         description="Do these shards feed that many GPUs? What is missing, and what to set.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("dirs", nargs="+", metavar="DIR", help="folder of shards")
+    p.add_argument("dirs", nargs="+", metavar="DIR", help="folder of shards, or its URL")
     p.add_argument("--gpus", type=_positive, default=64, help="training workers, one GPU each")
     p.add_argument("--gpus-per-node", type=_positive, default=8, help="of them on one machine")
     p.add_argument(

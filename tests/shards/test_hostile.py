@@ -15,9 +15,13 @@ import pytest
 from shards.__main__ import main
 from shards.index import IndexRow, ManifestError, index_shard
 from shards.ingest import IngestSettings, ingest
+from shards.ingest.annotations import read_annotations
+from shards.ingest.inputs import InputError
+from shards.ingest.request import listing
 from shards.ledger import Failure, Ledger, read_named
 from shards.manifest import Manifest
 from shards.verify import verify
+from shards.wording import commonest
 from tests.shards.make import record, video, write_folder
 from tests.shards.test_ingest import pictures, rows_of, save
 
@@ -236,6 +240,82 @@ def test_path_tricks_in_a_table_are_a_reason(tmp_path, path):
     assert [row.key for row in rows_of(tmp_path / "o")] == ["b_mp4"]
 
 
+def read_table(tmp_path, data: bytes):
+    """What a table of two videos comes to: names and labels, reasons by name."""
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "t.csv").write_bytes(data)
+    items, refused, _ = read_annotations(tmp_path / "t.csv", tmp_path)
+    labels = {item.relative: item.annotation and item.annotation.label for item in items}
+    return labels, [(row.path, row.reason) for row in refused]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbfpath,label\r\na.mp4,glad\r\nb.mp4,sad\r\n",
+        b"path,label\ra.mp4,glad\rb.mp4,sad",
+        b'path;label;\n"a.mp4"; glad ;\n./b.mp4;sad;;\n\n',
+    ],
+    ids=["excel", "old mac", "trailing separators"],
+)
+def test_tables_as_other_programs_write_them(tmp_path, data):
+    assert read_table(tmp_path, data) == ({"a.mp4": "glad", "b.mp4": "sad"}, [])
+
+
+def test_a_video_under_two_spellings_is_one_and_two_labels_are_none(tmp_path):
+    data = b"path,label\na.mp4,glad\n./a.mp4,sad\nb.mp4,sad\n.//b.mp4,sad\n"
+    labels, refused = read_table(tmp_path, data)
+    assert labels == {"b.mp4": "sad"}
+    assert refused == [
+        ("a.mp4", "has another label or split in line 2 (line 3 of t.csv)"),
+        ("b.mp4", "is listed twice (line 5 of t.csv)"),
+        ("a.mp4", "has another label or split in a later line (line 2 of t.csv)"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'path,label\n"a.mp4,glad\nb.mp4,sad\n', "line 3: a quotation mark is not closed"),
+        (b"path,label\na.mp4,glad, and sad\n", r"line 2: 3 cells under 2 names.*quotation"),
+        (b"path,label,label\na.mp4,glad,sad\n", "two columns 'label'"),
+        (b"path,label\n", "no rows"),
+        (b"", "no column 'path'"),
+        ("path,label\na.mp4,glad\n".encode("utf-16"), "UTF-8"),
+    ],
+)
+def test_a_table_that_would_lose_cells_is_refused(tmp_path, data, words):
+    with pytest.raises(InputError, match=words):
+        read_table(tmp_path, data)
+
+
+def test_frame_numbers_as_pandas_writes_them(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    table = tmp_path / "t.csv"
+    table.write_text("path,onset,apex,offset\na.mp4,2.0,,9.0\n")
+    [item], refused, _ = read_annotations(table, tmp_path)
+    assert item.annotation.marks == {"onset": 2, "offset": 9} and not refused
+    table.write_text("path,onset,apex,offset\na.mp4,2.5,,9.0\n")
+    assert "onset is '2.5', not a frame number" in read_annotations(table, tmp_path)[1][0].reason
+
+
+def test_reasons_that_differ_in_lines_and_numbers_are_counted_as_one():
+    lines = [f"is not a file in v (line {n} of t.csv)" for n in range(5)]
+    faces = [f"no face (one seen in {n} of 9 frames looked at)" for n in range(3)]
+    once = "a file (1).mp4 has no path (line 7 of t.csv)"
+    told = commonest([once, *faces, *lines], 3)
+    assert told == [("is not a file in v", 5), ("no face", 3), (once, 1)]
+
+
+def test_labels_that_differ_in_case_alone_are_told(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.mp4").touch()
+    (tmp_path / "t.csv").write_text("path,label\na.mp4,Happy\nb.mp4,happy\nc.mp4,sad\n")
+    notes = listing(tmp_path, tmp_path / "t.csv", None, {}).notes
+    assert "labels that differ in upper and lower case alone are classes: Happy, happy" in notes
+
+
 def test_a_video_without_end_ends_at_the_time_limit_and_the_next_one_is_served(tmp_path):
     (tmp_path / "v").mkdir()
     save(tmp_path / "v" / "endless.mkv", pictures(3000), preset="ultrafast")
@@ -300,7 +380,7 @@ def test_names_that_are_not_utf8_are_written_out_and_stop_no_command(tmp_path):
     assert read_named([str(ledger.path)], asked="")[sha256].keys == {rows[0].key}
     redo = (b"--out", out, b"--redo", os.fsencode(ledger.path))
     code, said, error = command(b"ingest", root + b"/v\xff", *redo)
-    assert code == 0 and "1 clips made anew in 1 shard" in said, error
+    assert code == 0 and "1 clip made anew in 1 shard" in said, error
 
 
 def test_pictures_with_such_names_are_told_as_text(tmp_path):

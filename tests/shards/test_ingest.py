@@ -464,7 +464,7 @@ def test_a_folder_becomes_shards_with_records(shards, videos):
     assert (first.path, first.fps, first.num_frames) == ("a.mp4", 25, 40)
     assert (second.path, second.fps, second.num_frames) == ("b/a.mkv", 30, 50)
     assert (last.num_frames, last.track.start) == (30, 4.0)
-    assert shards.notes == ("1 files beside the videos were ignored",)
+    assert shards.notes == ("left alone, as no videos by their suffixes: 1 file",)
 
 
 def test_what_cannot_be_used_is_listed_with_reason_and_action(shards):
