@@ -179,7 +179,9 @@ def _facts(record: Record) -> Iterable[str]:
         if (at := getattr(record, name)) is not None
     ]
     yield " · ".join([f"{record.num_frames} frames at {record.fps:g} fps", *marks])
-    if record.track is not None:
+    if record.track is not None and record.track.detector == "none":
+        yield "no face was looked for"
+    elif record.track is not None:
         people = f", {record.track.people} people" if record.track.people > 1 else ""
         yield f"face found in {record.track.found:.0%} ({record.track.detector}{people})"
     yield record.path

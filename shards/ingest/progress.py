@@ -42,11 +42,15 @@ class Lines:
             rate = (done - self._first) / max(now - self._began, 1e-3)
             left = duration((total - done) / rate) if rate else "unknown"
             print(
-                f"ingest: {done} of {total} videos, {rate:.1f} videos/s, {rejected} rejected, "
-                f"{left} left",
+                f"ingest: {done} of {total} videos, {pace(rate)}, {rejected} rejected, {left} left",
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def pace(rate: float) -> str:
+    """Videos a second, or a minute where they are long."""
+    return f"{rate:.1f} videos/s" if rate >= 1 or not rate else f"{60 * rate:.1f} videos/min"
 
 
 def duration(seconds: float) -> str:
@@ -71,7 +75,7 @@ def _bar() -> Iterator[Update]:
     class Rate(ProgressColumn):
         def render(self, task: Task) -> str:
             made = task.completed - task.fields["first"]
-            return f"{made / max(task.elapsed or 0, 1e-3):.1f} videos/s"
+            return pace(made / max(task.elapsed or 0, 1e-3))
 
     bar = Progress(
         TextColumn("ingest"),

@@ -27,12 +27,12 @@ def hold_out(items: Sequence[Item], shares: Mapping[str, float]) -> list[Item]:
             f"--holdout wants {len(shares) + 1} splits of {len(sizes)} subjects (those of one "
             "source count as one); one subject cannot be in two splits, so more are needed"
         )
-    order = sorted(sizes, key=_drawn)
+    order = sorted(sizes, key=_drawn, reverse=True)  # taken from its end, which costs nothing
     split_of: dict[Name, str] = {}
     for left, (name, share) in zip(range(len(shares), 0, -1), shares.items(), strict=True):
         taken = 0
         while order and (not taken or taken < round(share * len(items))) and len(order) > left:
-            group = order.pop(0)
+            group = order.pop()
             split_of[group] = name
             taken += sizes[group]
     return [

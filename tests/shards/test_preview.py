@@ -67,7 +67,7 @@ def test_a_page_shows_clips_counts_and_rejections(tmp_path, capsys):
     assert str(out) in capsys.readouterr().out
     seen = Elements(out.read_text())
     assert seen.open == [] and seen.tags.count("figure") == 5 and seen.tags.count("img") == 15
-    for words in ("s0_0", "shard-000001.tar", "20 frames at 25 fps", "face found in 100%"):
+    for words in ("s0_0", "shard-000001.tar", "20 frames at 25 fps", "no face was looked for"):
         assert words in seen.text
     for words in ("calm", "glad", "train", "test", "a.mp4", "seen in 0 of 9", "leave it"):
         assert words in seen.text
@@ -114,7 +114,7 @@ def test_clips_with_an_apex_show_onset_apex_and_offset(tmp_path):
 def test_damaged_clips_and_poor_tracks_come_first(tmp_path):
     facts = [record(f"k{i}") for i in range(6)]
     assert facts[4].track is not None
-    facts[4] = replace(facts[4], track=replace(facts[4].track, found=0.31))
+    facts[4] = replace(facts[4], track=replace(facts[4].track, detector="haar", found=0.31))
     facts[2] = replace(facts[2], damaged="kept frames 0-19 of 40")
     text = Elements(preview(write(tmp_path / "s", facts), clips=12)).text
     first, rest = text.split("Look at these first")[1].split(" of 6 clips")

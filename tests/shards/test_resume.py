@@ -15,7 +15,7 @@ from shards.__main__ import main
 from shards.ingest import IngestError, IngestSettings, ingest
 from shards.ingest.inputs import InputError, keyed
 from shards.ingest.journal import finished_shards
-from shards.ingest.progress import Lines
+from shards.ingest.progress import Lines, pace
 from shards.ingest.publish import aside_of
 from shards.verify import verify
 from tests.shards.make import video
@@ -221,6 +221,11 @@ def test_a_log_gets_a_line_now_and_then_with_rate_and_time_left(capsys):
     assert lines[0] == "ingest: goes on after 100 of 1000 videos"
     assert lines[1] == "ingest: 130 of 1000 videos, 1.0 videos/s, 3 rejected, 0:14:30 left"
     assert len(lines) == 3
+    assert [pace(rate) for rate in (0, 12.34, 0.05)] == [
+        "0.0 videos/s",
+        "12.3 videos/s",
+        "3.0 videos/min",
+    ]
 
 
 def test_the_key_of_a_video_is_never_that_of_anothers_clip():
