@@ -49,9 +49,8 @@ def read_annotations(
     """
     rows, unused = _rows(file)
     refused: list[Refused] = []
-    good: list[Item] = []
     good: dict[tuple[str, object], tuple[int, Item]] = {}
-    torn: set[tuple[str, object]] = set()
+    torn: dict[tuple[str, object], None] = {}
     for number, row in rows:
         relative = row["path"]
         try:
@@ -65,7 +64,7 @@ def read_annotations(
             if clip in good:
                 first, item = good[clip]
                 if _contradict(item.annotation, annotation):
-                    torn.add(clip)
+                    torn[clip] = None
                     raise InputError(f"has another label or split in line {first}")
                 raise InputError("is listed twice")
         except InputError as error:

@@ -17,6 +17,7 @@ import numpy as np
 from shards.ingest import faces, timing
 from shards.ingest.settings import IngestSettings, Rejected
 from shards.ingest.survey import Source, Survey
+from shards.wording import count
 
 EDGE_SECONDS = 0.75
 """A face first or last seen this close to a segment's end is taken to be there up to the end."""
@@ -136,7 +137,7 @@ def _plan_whole(seen: Survey, settings: IngestSettings, span: timing.Span) -> Pl
 
 def too_short(frames: int, settings: IngestSettings) -> Rejected:
     return Rejected(
-        f"too short ({frames} sound frames, at least {settings.min_frames} are needed)",
+        f"too short ({count(frames, 'sound frame')}, at least {settings.min_frames} are needed)",
         "leave it out, lower --min-frames, or take --cuts keep if it was cut where no cut is",
     )
 
