@@ -216,6 +216,11 @@ class Cache:
                     f"the disk of the cache {self._root} is full ({error.strerror}): free some "
                     "space, choose another folder with --data.cache, or lower --data.cache_gb"
                 ) from None
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise CacheError(
+                    f"the cache {self._root} lies on a disk without file locks ({error.strerror}): "
+                    "choose a folder on a local disk with --data.cache"
+                ) from None
             if str(error.filename or "").startswith(str(self._root)):
                 raise CacheError(
                     f"the cache {self._root} cannot be used ({error.strerror}: {error.filename}): "
@@ -238,11 +243,13 @@ def _is_at(file: int, path: Path) -> bool:
 
 
 def _removed(path: Path) -> bool:
-    """Delete a file unless somebody reads or writes it."""
+    """Delete a file unless somebody reads or writes it, or it is another user's."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # NFS locks alone only what may be written
     except FileNotFoundError:
         return True
+    except PermissionError:
+        return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)

@@ -554,6 +554,33 @@ def test_a_full_disk_says_so(server, tmp_path):
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def test_room_is_made_on_a_network_disk_that_locks_only_what_may_be_written(tmp_path, monkeypatch):
+    """As NFS does, where many have their home and so the default cache."""
+    real = fcntl.flock
+
+    def flock(file, how: int) -> None:
+        number = file if isinstance(file, int) else file.fileno()
+        mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode == (os.O_RDONLY if how & fcntl.LOCK_EX else os.O_WRONLY):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    place = Cache(tmp_path, limit=1000)
+    for number in (0, 1, 0):
+        os.close(fill(place, number))
+    assert digests(place) == {name_of(0)}
+
+
+def test_a_disk_without_locks_says_so(tmp_path, monkeypatch):
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(CacheError, match=r"without file locks.*local disk.*--data\.cache"):
+        fill(Cache(tmp_path), 1)
+
+
 def test_no_space_while_fetching_says_so(tmp_path):
     def full(part: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
