@@ -7,8 +7,11 @@ Owns the comparison of tars, indexes, records and manifest. Refuses to decode, a
 from __future__ import annotations
 
 import os
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+from shards.cache import Cache
 from shards.index import (
     IndexRow,
     ManifestError,
@@ -21,14 +24,27 @@ from shards.index import (
 from shards.manifest import MANIFEST, Manifest
 from shards.place import Remote
 
+INDEXES = 64 << 20
+"""Bytes for the indexes of what was looked through, beside the largest tar."""
+
 
 def verify(folder: str | Path | Remote) -> list[str]:
     """Read and compare everything: problems in words, none for an intact folder. From a URL every
-    shard comes through the cache.
+    shard is fetched, one at a time, into a folder for temporary files: what a cache holds says
+    nothing of what lies there now.
 
     Raises ManifestError where the manifest itself cannot be read, UnknownPlace, CacheError.
     """
     manifest = Manifest.open(folder)
+    if not isinstance(manifest.folder, Remote):
+        return _problems(manifest)
+    with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
+        room = max((shard.bytes for shard in manifest.shards), default=0) + INDEXES
+        afresh = replace(manifest.folder, cache=Cache(Path(scratch), room))
+        return _problems(replace(manifest, folder=afresh))
+
+
+def _problems(manifest: Manifest) -> list[str]:
     problems: list[str] = []
     labels, keys = set(manifest.labels), set[str]()
     for i, shard in enumerate(manifest.shards):
@@ -72,7 +88,7 @@ def _check_file(tar: Path, shard: Shard) -> None:
 
 
 def _scanned(manifest: Manifest, i: int) -> list[IndexRow]:
-    """What a tar holds; one from elsewhere as the cache has let it in, by its sha256."""
+    """What a tar holds; one from elsewhere was compared by its sha256 when it came in."""
     tar = manifest.folder / manifest.shards[i].name
     if isinstance(tar, Path):
         return list(scan_tar(tar))

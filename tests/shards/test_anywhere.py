@@ -241,6 +241,21 @@ def test_a_file_damaged_in_the_cache_is_fetched_again(
     assert server.asked[TAR] == server.asked[index_name(TAR)] == 2
 
 
+@pytest.mark.parametrize("name", [TAR, index_name(TAR)])
+def test_verify_looks_at_what_lies_there_not_at_what_the_cache_holds(
+    folder, tmp_path, monkeypatch, capsys, name
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(folder, tmp_path / "root/set")
+    with serving(tmp_path / "root") as server:
+        url = f"{server.url}/set"
+        served(DataConfig((url,), streams=4, frames=4, size=32, loader_workers=0))
+        assert main(["verify", url]) == 0
+        (tmp_path / "root/set" / name).write_bytes(b"{}")
+        assert main(["verify", url]) == 1
+    assert f"{name} cannot be read" in capsys.readouterr().err
+
+
 # A lost shard that is allowed
 
 
