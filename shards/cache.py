@@ -40,8 +40,8 @@ IN_USE = 60.0
 """Seconds since its last opening in which a file counts as one that is being worked through."""
 
 _OURS = re.compile(r"[0-9a-f]{64}(?:\.(\d+)\.part)?")
-_fetched: dict[str, float] = {}
-"""What this process has fetched in the last IN_USE seconds, and when by the monotonic clock."""
+_fetched: dict[Path, float] = {}
+"""Files that this process has fetched in the last IN_USE seconds; when, by the monotonic clock."""
 _warned: set[Path] = set()
 """Caches that it has said to be too small."""
 
@@ -91,7 +91,7 @@ class Cache:
 
     def drop(self, digest: str) -> None:
         """Forget a file, for whoever has found it damaged; who has it open reads on."""
-        _fetched.pop(digest, None)
+        _fetched.pop(self._root / digest, None)
         (self._root / digest).unlink(missing_ok=True)
 
     @property
@@ -147,23 +147,23 @@ class Cache:
             if not _is_at(claim, final):  # what fetched it has put another file there
                 return None
             fcntl.flock(claim, fcntl.LOCK_SH)
-        self._warn_of_haste(digest)
+        self._warn_of_haste(final)
         return os.dup(claim)
 
-    def _warn_of_haste(self, digest: str) -> None:
+    def _warn_of_haste(self, path: Path) -> None:
         """Say once that files go and come again while they are worked through."""
         now = time.monotonic()
-        for old in [d for d, when in list(_fetched.items()) if when < now - IN_USE]:
+        for old in [file for file, when in list(_fetched.items()) if when < now - IN_USE]:
             _fetched.pop(old, None)
-        if digest in _fetched and self._root not in _warned:
+        if path in _fetched and self._root not in _warned:
             _warned.add(self._root)
             log.warning(
                 "the cache %s (%.3g GB) is too small for what is read at once: a shard that is in "
                 "use was deleted for others and had to be fetched again after %.0f s. This slows "
                 "reading down; set --data.cache_gb higher, or write smaller shards",
-                *(self._root, self.limit / 1e9, now - _fetched[digest]),
+                *(self._root, self.limit / 1e9, now - _fetched[path]),
             )
-        _fetched[digest] = now
+        _fetched[path] = now
 
     def _make_room(self, size: int) -> None:
         """Delete what was opened longest ago and is not open, until `size` reserved bytes fit."""

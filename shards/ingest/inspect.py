@@ -18,7 +18,7 @@ from shards.manifest import Manifest
 from shards.place import Remote, UnknownPlace, locate
 from shards.schema import Record
 from shards.verify import verify
-from shards.wording import commonest
+from shards.wording import commonest, count
 
 
 def main(command: str, argv: Sequence[str]) -> int:
@@ -40,11 +40,12 @@ def _verify(folder: Path | Remote) -> int:
     problems = verify(folder)
     manifest = Manifest.open(folder)
     if not problems:
-        print(f"{folder}: {len(manifest.shards)} shards, {manifest.samples} samples, all intact")
+        found = f"{count(len(manifest.shards), 'shard')}, {count(manifest.samples, 'sample')}"
+        print(f"{folder}: {found}, all intact")
         return 0
     for problem in problems:
         print(f"verify: {problem}", file=sys.stderr)
-    print(f"{folder}: {len(problems)} problems", file=sys.stderr)
+    print(f"{folder}: {count(len(problems), 'problem')}", file=sys.stderr)
     return 1
 
 
@@ -68,7 +69,8 @@ def _stats(folder: Path | Remote) -> int:
 
 def _facts(manifest: Manifest, records: Sequence[Record]) -> Iterable[tuple[str, str]]:
     size = sum(shard.bytes for shard in manifest.shards)
-    yield "samples", f"{len(records)} in {len(manifest.shards)} shards, {size / 1e6:.1f} MB"
+    shards = count(len(manifest.shards), "shard")
+    yield "samples", f"{len(records)} in {shards}, {size / 1e6:.1f} MB"
     if not records:
         return
     yield (

@@ -70,7 +70,7 @@ def test_ingest_ends_with_a_short_summary(videos, tmp_path, capsys):
 
 def test_verify_passes_what_ingest_wrote(shards, capsys):
     assert main(["verify", str(shards)]) == 0
-    assert "1 shards, 2 samples, all intact" in capsys.readouterr().out
+    assert "1 shard, 2 samples, all intact" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_folder_without_shards_is_named(tmp_path, capsys, command):
 def test_stats_is_a_short_readable_table(shards, capsys):
     assert main(["stats", str(shards)]) == 0
     out = capsys.readouterr().out
-    for words in ("2 in 1 shards", "kB", "24 frames", "25 (2)", "joy", "anger", "train", "test"):
+    for words in ("2 in 1 shard", "kB", "24 frames", "25 (2)", "joy", "anger", "train", "test"):
         assert words in out
     assert len(out.splitlines()) < 30
 
