@@ -136,6 +136,12 @@ class Order:
         columns = np.broadcast_arrays(step, streams[:, None], index, shards, samples, seeds)
         return [Slot(*row) for row in zip(*(c.ravel().tolist() for c in columns), strict=True)]
 
+    def shards_at_once(self, world: int) -> int:
+        """Shards that a rank is inside at the same time, at most: one of every line for each of
+        its streams that has places for it."""
+        lines = [len(np.unique(places)) for places in self._table]
+        return max(sum(lines[rank::world]) for rank in range(world))
+
     def _cut(self, number: int, *, endless: bool) -> _Part:
         """A line's parts, in proportion to the places that the streams have for it."""
         line, places = self._lines[number], (self._table == number).sum(axis=1)

@@ -81,7 +81,7 @@ def open_clips(
     if "subject" in data.extra:
         what = "data.extra subject needs the subjects of every clip"
         check_indexed(collection, what, without="leave it out of data.extra")
-    _check_cache(data, collection, world)
+    _check_cache(data, collection, order.shards_at_once(world))
     places = Places(order, micro_batch, rank, world, start_step, endless=train)
     return ClipStream(data, collection, places, train=train, ledger=ledger)
 
@@ -102,11 +102,10 @@ def _balance(data: DataConfig, collection: Collection) -> Balance | None:
     return None if data.balance is None else Balance(classes_to_balance(collection), data.balance)
 
 
-def _check_cache(data: DataConfig, collection: Collection, world: int) -> None:
-    """ValueError where the cache cannot hold a shard for every stream of a rank."""
+def _check_cache(data: DataConfig, collection: Collection, at_once: int) -> None:
+    """ValueError where the cache cannot hold the shards that a rank is inside at the same time."""
     away = [m for m in collection.manifests if not isinstance(m.folder, Path)]
     sizes = sorted((shard.bytes for m in away for shard in m.shards), reverse=True)
-    at_once = data.streams // world * (len(away) if data.weights else 1)
     needed = sum(sizes[:at_once])
     if needed > data.cache_gb * 1e9:
         raise ValueError(

@@ -533,6 +533,44 @@ def test_a_cache_smaller_than_a_set_serves_it_all_the_same(server, folder, tmp_p
     assert sum(p.stat().st_size for p in (tmp_path / "cache").iterdir()) <= data.cache_gb * 1e9
 
 
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_whatever_is_combined_is_the_same_through_a_small_cache(
+    folder, tmp_path, monkeypatch, world
+):
+    """Weights, balance and repeats, begun inside an epoch: the ranks take turns with one cache,
+    which holds three of five shards."""
+    monkeypatch.setattr("shards.stream._check_cache", lambda *_: None)
+    shutil.copytree(folder, tmp_path / "root/one")
+    write_folder(tmp_path / "root/two", (4, 9), name="two_")
+    mixed = {"weights": (1.0, 3.0), "balance": 1.0, "repeats": 2, "streams": 4}
+
+    def steps(where: object, **room: float) -> list[list[tuple]]:
+        data = config(f"{where}/one", f"{where}/two", cache=tmp_path / "cache", **mixed, **room)
+        found: list[list[tuple]] = [[] for _ in range(6)]
+        with contextlib.ExitStack() as stack:
+            ranks = [
+                iter(stack.enter_context(opened(data, train=True, rank=r, world=n, start_step=5)))
+                for n in [world if room else 1]
+                for r in range(n)
+            ]
+            for step in found:
+                for batches in ranks:
+                    for _ in range(4 // len(ranks)):
+                        b = next(batches)
+                        facts = b.seeds.tolist(), b.keys, b.labels.tolist(), b.weights.tolist()
+                        pixels = [p.numpy().tobytes() for p in b.pixels]
+                        step.extend(zip(*facts, pixels, strict=True))
+        return [sorted(step) for step in found]
+
+    sizes = sorted(
+        s.bytes for n in ("one", "two") for s in Manifest.open(tmp_path / "root" / n).shards
+    )
+    with serving(tmp_path / "root") as server:
+        there = steps(server.url, cache_gb=(sum(sizes[2:]) + 20_000) / 1e9)
+    assert there == steps(tmp_path / "root")
+    assert all(weight == 1 for step in there for *_, weight, _ in step)
+
+
 def test_a_cache_that_cannot_hold_what_is_read_at_once_is_refused_at_the_start(server, tmp_path):
     with pytest.raises(ValueError, match=r"data\.cache_gb 1e-05 cannot hold the 3 shards.*--data"):
         opened(config(f"{server.url}/set", cache=tmp_path, cache_gb=1e-5))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shards.chance import hashed, permutation
-from shards.order import PADDING, Order, check_micro_batch, check_world
+from shards.order import PADDING, Mixture, Order, check_micro_batch, check_world
 
 
 def make(counts, *, streams=4, global_batch=8, seed=0, shuffle=True):
@@ -114,6 +114,16 @@ def test_a_hundred_thousand_shards_take_no_time():
     start = time.process_time()
     order.slots(12_345, rank=3, world=8)
     assert time.process_time() - start < 2
+
+
+def test_a_rank_is_inside_one_shard_of_every_folder_that_a_stream_serves():
+    facts = {"seed": 0, "shuffle": True}
+    two = Mixture((4, 4), (0.5, 0.5), ("a", "b"))
+    assert make([9] * 8, streams=8, global_batch=16).shards_at_once(2) == 4
+    each = Order([9] * 8, streams=8, global_batch=16, mixture=two, **facts)
+    assert (each.shards_at_once(1), each.shards_at_once(8)) == (16, 2)
+    one = Order([9] * 8, streams=8, global_batch=8, mixture=two, **facts)
+    assert one.shards_at_once(1) == 8, "a stream with one place serves one folder"
 
 
 @pytest.mark.parametrize(
