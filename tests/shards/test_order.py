@@ -1,5 +1,6 @@
 """The order of samples: exact epochs, the same on any number of workers."""
 
+import hashlib
 import itertools
 import random
 import time
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from shards.chance import hashed, permutation
-from shards.order import PADDING, Mixture, Order, check_micro_batch, check_world
+from shards.order import PADDING, Balance, Mixture, Order, check_micro_batch, check_world
+
+PUBLISHED = "7f425cee482a0ec7a81f40eed6ef4ab255092feb5ba277dbd3d41d867c71f8dd"
 
 
 def make(counts, *, streams=4, global_batch=8, seed=0, shuffle=True):
@@ -114,6 +117,22 @@ def test_a_hundred_thousand_shards_take_no_time():
     start = time.process_time()
     order.slots(12_345, rank=3, world=8)
     assert time.process_time() - start < 2
+
+
+def test_the_order_is_the_published_one():
+    """Runs in progress, ledgers and results name steps: the same step must hold the same samples
+    for ever, so a change of this digest is a new order and needs a new name."""
+    counts = [(7 * i * i + 3) % 23 for i in range(24)]
+    classes = [np.arange(count) % 4 - 1 for count in counts]
+    mixture = Mixture((9, 15), (1.0, 3.0), ("a", "b"))
+    digest = hashlib.sha256()
+    for mixed, exponent in itertools.product((None, mixture), (None, 0.7)):
+        balance = None if exponent is None else Balance(classes, exponent)
+        facts = {"streams": 8, "global_batch": 32, "seed": 3, "shuffle": True}
+        order = Order(counts, mixture=mixed, balance=balance, **facts)
+        for step in (0, 1, 5, 60, 12_345):
+            digest.update(repr([tuple(slot) for slot in order.slots(step)]).encode())
+    assert digest.hexdigest() == PUBLISHED
 
 
 def test_a_rank_is_inside_one_shard_of_every_folder_that_a_stream_serves():
