@@ -123,8 +123,9 @@ def _print(findings: Sequence[Finding]) -> None:
         part = finding.part
     console.print(table)
     counts = Counter(finding.verdict for finding in findings)
-    told = ", ".join(f"{counts[v]} {v}" for v in ("cannot", "warning", "ok") if counts[v])
-    console.print(Text(f"{worst(findings)}: {told}", style=STYLES[worst(findings)]))
+    names = {"cannot": "cannot work", "warning": "to look at", "ok": "in order"}
+    told = ", ".join(f"{counts[v]} {name}" for v, name in names.items() if counts[v])
+    console.print(Text(told, style=STYLES[worst(findings)]))
 
 
 def _positive(text: str) -> int:
