@@ -74,11 +74,16 @@ def tells_label(clips: Sequence[Clip], names: Sequence[str]) -> Told | None:
 
     Either a name holds the word of a class and that is mostly the clip's own, or one part of the
     names, by its place from the front or the back, has few values and tells the label of nearly
-    every clip from the other clips with that value (1001_DFA_ANG_XX: the third).
+    every clip from the other clips with that value (1001_DFA_ANG_XX: the third). Where a study
+    renames labels, names may tell either.
     """
-    labels = [clip.label or "" for clip in clips]
     parts = [words(name) for name in names]
-    return _spelled(clips, labels, parts) or _coded(clips, labels, parts)
+    ours = tuple(clip.label or "" for clip in clips)
+    theirs = tuple(clip.stored or clip.label or "" for clip in clips)
+    for labels in dict.fromkeys((ours, theirs)):
+        if told := _spelled(clips, labels, parts) or _coded(clips, labels, parts):
+            return told
+    return None
 
 
 def words(name: str) -> list[str]:
@@ -92,17 +97,16 @@ def _spelled(
 ) -> Told | None:
     """A class's word in names, where it is the clip's own in more than half of the cases."""
     spelled = {label: " ".join(words(label)) for label in set(labels) if re.search("[^0-9]", label)}
-    own, named, example = 0, 0, None
+    named, own = 0, []
     for clip, label, found in zip(clips, labels, parts, strict=True):
         text = f" {' '.join(found)} "
         there = {name for name, word in spelled.items() if word and f" {word} " in text}
         named += bool(there)
         if label in there:
-            own += 1
-            example = example or clip
-    if example is None or own <= named / 2:
+            own.append((clip, label))
+    if len(own) <= named / 2:
         return None
-    return Told(own, example, f"label {example.label}")
+    return Told(len(own), own[0][0], f"label {own[0][1]}")
 
 
 def _coded(clips: Sequence[Clip], labels: Sequence[str], parts: Sequence[list[str]]) -> Told | None:

@@ -67,7 +67,7 @@ def pool(answers: Sequence[Answer], labels: Sequence[str], *, seed: int = 0) -> 
     return {
         **_short(found),
         "interval": intervals(answers, labels, seed=seed),
-        "units": len({answer.unit for answer in answers}),
+        "units": len({answer.unit for answer in answers if answer.prediction is not None}),
         "clips": len(answers),
         "answered": answered,
         "coverage": answered / len(answers),

@@ -45,8 +45,10 @@ def _about(protocol: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     apart = {
         "subject": "No subject is in both training and test.",
         "source": "No source is in both training and test.",
-        "clip": "This protocol does not ask for subjects to be kept apart.",
+        "clip": "Folds do not go by subjects; those that are known are apart, or a note says so.",
     }[protocol["apart"]]
+    if protocol["name"] == "lodo":
+        apart = "No data set is in both training and test."
     kept = f"Validation is carved out of training by {' or '.join(protocol['validation_by'])}."
     once = "Every clip is tested by exactly one fold." if protocol["each_once"] else ""
     ends = (

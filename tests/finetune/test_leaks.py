@@ -218,3 +218,26 @@ def test_words_are_cut_where_people_cut_them():
         *("sub", "01", "happy", "face", "ep", "02", "f", "mp", "4")
     ]
     assert words("größe-HAP") == ["größe", "hap"]
+
+
+def test_a_name_that_spells_what_the_shards_call_it_is_caught_under_another_name():
+    """Seven emotions become two classes: names spell neither, and more ways than classes have."""
+    kinds = ("anger", "disgust", "fear", "sadness", "happiness", "contempt")
+    found = [
+        Clip("d", f"p{s}_{kind}_{i}", kind, subject=f"p{s}", path=f"p{s}_{kind}_{i}.mp4")
+        for s in range(4)
+        for i in range(2)
+        for kind in kinds
+    ]
+    rename = tuple(f"{kind}={'bad' if kind != 'happiness' else 'good'}" for kind in kinds)
+    made = build(replace(LOSO, rename=rename), found)
+    assert made.labels == ("bad", "good")
+    with pytest.raises(Refused, match=r"the key of 48 clips, such as d/p0_anger_0 \(label anger\)"):
+        check_names(made, allowed=False)
+    (note,) = check_names(made, allowed=True)
+    assert "48 clips" in note
+    three = replace(LOSO, classes="three")
+    made = build(three, [replace(clip, dataset="samm") for clip in found])
+    assert made.labels == ("negative", "positive")
+    with pytest.raises(Refused, match="the key of 48 clips"):
+        check_names(made, allowed=False)

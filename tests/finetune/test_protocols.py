@@ -157,6 +157,40 @@ def test_folds_have_the_classes_in_proportion():
     assert [ids(fold.test) for fold in other.folds] != [ids(fold.test) for fold in made.folds]
 
 
+def test_folders_of_folds_have_names_whatever_data_sets_and_subjects_are_called():
+    found = [*clips(2, dataset=""), *clips(2, dataset="../up"), *clips(2, dataset="b/c")]
+    made = plan("lodo", found, validation_share=0)
+    assert [fold.name for fold in made.folds] == ["unnamed", "_up", "b_c"]
+    people = [replace(c, subject={"p0": "李", "p1": "王"}[c.subject or ""]) for c in clips(2)]
+    assert [fold.name for fold in plan("loso", people).folds] == ["d-李", "d-王"]
+    twice = [replace(c, subject="c-p0") for c in clips(1, dataset="b")] + clips(1, dataset="b-c")
+    with pytest.raises(Refused, match="two groups would have the fold b-c-p0"):
+        plan("loso", twice)
+
+
+def test_films_on_both_sides_are_told_where_folds_do_not_go_by_them():
+    found = [replace(clip, source="film") for clip in clips(3)]
+    notes = plan("loso", found, validation_share=0).notes
+    assert notes == (
+        "12 test clips of a source that is trained on, too, such as d/d0_a0 of film in fold d-p0",
+    )
+    assert plan("loso", clips(3), validation_share=0).notes == ()
+    unknown = [replace(clip, source=None) for clip in clips(3)]
+    assert plan("loso", unknown, validation_share=0).notes == ()
+    by_film = plan("kfold", clips(3), k=3, group="source", validation_share=0)
+    assert by_film.notes == ()
+
+
+def test_people_of_a_stored_validation_that_are_trained_on_are_told():
+    parts = {"p0": "train", "p1": "val", "p2": "test"}
+    found = [replace(clip, split=parts[clip.subject or ""], source=None) for clip in clips(3)]
+    assert plan("split", found).notes == ()
+    shared = [replace(clip, subject="p0") if clip.split == "val" else clip for clip in found]
+    assert plan("split", shared).notes == (
+        "fold split: 1 subject of the validation trained on, too: p0",
+    )
+
+
 def test_more_folds_than_groups_are_refused():
     with pytest.raises(ValueError, match="5 folds of 4 groups"):
         plan("kfold", clips(4), k=5)

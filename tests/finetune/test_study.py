@@ -280,7 +280,9 @@ def test_a_half_finished_fold_goes_on_from_its_checkpoint(done, tmp_path, uri):
     handle = RunHandle(**json.loads((tmp_path / "copy/mlflow_run.json").read_text()))
     config = replace(config, finetune=replace(config.finetune, run=replace(
         config.finetune.run, save_every=1)))  # fmt: skip
-    (tmp_path / "copy/study.json").unlink()
+    known = json.loads((tmp_path / "copy/study.json").read_text())
+    known["config"]["finetune.run.save_every"] = 1
+    (tmp_path / "copy/study.json").write_text(json.dumps(known))
     run_until(1, finetuning_job, fold_config(config, made.folds[0], handle))
     assert not (fold / "run/summary.json").exists()
     with here() as ran:
@@ -433,6 +435,39 @@ def test_answers_of_an_earlier_version_are_refused(done, tmp_path):
     assert ran == ["p1"]
 
 
+def test_answers_and_folds_that_somebody_changed_are_refused(done, tmp_path):
+    config = copy_of(done, tmp_path)
+    fold = Path(config.out, "folds/p1")
+    file, kept = fold / "test-last/predictions.csv", (fold / "result.json").read_text()
+    text = file.read_text()
+    right = next(row for row in csv.DictReader(io.StringIO(text)))
+    other = {"calm": "glad", "glad": "calm"}[right["prediction"]]
+    begin = f"{right['dataset']},{right['key']},{right['label']},"
+    file.write_text(text.replace(begin + right["prediction"], begin + other))
+    with here() as ran, pytest.raises(ValueError, match="folds/p1 has answers in test-last that"):
+        driver.run(config)
+    file.write_text(text)
+    other_split = kept.replace(json.loads(kept)["splits"], "0" * 64)
+    (fold / "result.json").write_text(other_split)
+    with here(), pytest.raises(ValueError, match="folds/p1 was made with another split file"):
+        driver.run(config)
+    (fold / "result.json").write_text(kept)
+    Path(config.out, "results.json").write_text("{}")
+    with here() as ran:
+        again = driver.run(config)
+    assert ran == [] and again["pooled"] == done[1]["pooled"]
+    assert json.loads(Path(config.out, "results.json").read_text()) == again
+
+
+def test_folds_of_an_unknown_study_are_refused(done, tmp_path):
+    config = copy_of(done, tmp_path)
+    Path(config.out, "study.json").unlink()
+    before = split_files(config)
+    with here() as ran, pytest.raises(ValueError, match=r"holds folds \(p0\) and no study.json"):
+        driver.run(config)
+    assert ran == [] and split_files(config) == before
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -484,6 +519,23 @@ def test_a_result_that_was_selected_on_test_says_so_in_every_table(place, uri, t
         with_figures = [t for t in tables if not t.startswith("Origin")]
         assert len(with_figures) >= 6
         assert all("selected on test" in table for table in with_figures), written
+
+
+def test_subjects_that_are_trained_on_by_request_are_said_in_every_table(done):
+    study = study_of(done)
+    first, *rest = study.made.folds
+    known = replace(first.train[0], subject=first.test[0].subject)
+    made = replace(study.made, folds=(replace(first, train=(known, *first.train[1:])), *rest))
+    assert not study.made.shares_subjects and made.shares_subjects
+    results = results_of(replace(study, made=made))
+    assert {row["stamp"]["shared_subjects"] for row in (*results["pooled"], *results["folds"])} == {
+        True
+    }
+    tables = markdown("t", sections(results)).split("## ")[1:]
+    with_figures = [t for t in tables if not t.startswith("Origin")]
+    assert len(with_figures) >= 5
+    assert all("SUBJECTS SHARED with training" in table for table in with_figures)
+    assert "SUBJECTS SHARED" not in markdown("t", sections(done[1]))
 
 
 def test_the_rule_comes_from_what_the_weights_say_of_themselves():
