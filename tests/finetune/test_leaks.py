@@ -87,6 +87,17 @@ def test_a_clip_under_another_name_and_subject_is_caught_by_its_content(tmp_path
     assert "c1 (test), c5 (train)" in told and "--drop_duplicates" in told
 
 
+def test_a_video_of_training_that_validates_is_caught(tmp_path):
+    """It would pick the step that knows the video best."""
+    samples = people()
+    parts = ("train", "train", "val", "val", "test", "test")
+    samples = [(k, f | {"split": part}, d) for (k, f, d), part in zip(samples, parts, strict=True)]
+    manifest = folder(tmp_path / "s", changed(samples, 3, data=samples[1][2]))
+    made = build(ProtocolConfig("split"), read_clips([manifest]))
+    with pytest.raises(Refused, match=r"the same video .*: c1 \(train\), c3 \(val\)"):
+        check_duplicates(made, [manifest])
+
+
 def test_a_duplicate_is_found_across_folders(tmp_path):
     first = people(dataset="one")
     second = changed(people(dataset="two", first=10), 3, data=first[0][2])

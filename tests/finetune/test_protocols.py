@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from finetune.protocols import ProtocolConfig, build
-from finetune.study.cohort import Clip, composite_differences, in_words, renamed
+from finetune.study.cohort import Clip, composite_differences, in_words, renamed, three_classes
 from finetune.study.dealing import deal, hold_out
 from finetune.study.folds import Fold, Protocol, Refused, proves, split_table
 from shards.datasets import TABLE
@@ -281,6 +281,25 @@ def test_the_composite_has_three_classes_and_says_how_it_differs():
         plan("composite", [*micro(), Clip("mmew", "x", "fear", subject="s")])
 
 
+MEGC = {
+    "casme2": {"disgust": "negative", "repression": "negative"},
+    "samm": dict.fromkeys(("anger", "contempt", "disgust", "fear", "sadness"), "negative"),
+    "smic": {"negative": "negative"},
+}
+MEGC |= {"mmew": MEGC["samm"], "casme3": {**MEGC["samm"], "sad": "negative", "happy": "positive"}}
+EVERYTHING = ("anger", "contempt", "disgust", "fear", "sadness", "sad", "repression", "happiness")
+EVERYTHING += ("happy", "surprise", "others", "other", "negative", "positive", "neutral")
+
+
+@pytest.mark.parametrize("dataset", MEGC)
+def test_every_label_has_the_class_of_the_challenge_or_is_dropped(dataset):
+    expected = MEGC[dataset] | {"surprise": "surprise"}
+    expected |= {"positive": "positive"} if dataset == "smic" else {"happiness": "positive"}
+    found = three_classes([Clip(dataset, label, label) for label in EVERYTHING])
+    assert {c.key: c.label for c in found if c.label is not None} == expected
+    assert [clip.stored for clip in found] == list(EVERYTHING)
+
+
 def test_the_published_composite_has_no_difference():
     counts = {"smic": (164, 16), "casme2": (145, 24), "samm": (133, 28)}
     found = [
@@ -322,8 +341,8 @@ def test_clips_without_a_label_are_left_out_and_counted():
 # --- the proof --------------------------------------------------------------------------------
 
 
-def broken(train, validation, test, **facts) -> Protocol:
-    fold = Fold("one", tuple(train), tuple(validation), tuple(test), ("subject",))
+def broken(train, validation, test, *, validation_by=("subject",), **facts) -> Protocol:
+    fold = Fold("one", tuple(train), tuple(validation), tuple(test), validation_by)
     known = {"apart": "subject", "each_once": False, "mapped": False, "notes": ()} | facts
     return Protocol("loso", (fold,), ("a", "b"), **known)
 
@@ -342,6 +361,8 @@ def test_the_proof_finds_what_is_in_two_parts():
     twice = broken([a], [], [b])
     with pytest.raises(Refused, match="1 clip tested by more than one fold: d/d1_a0"):
         proves(replace(twice, folds=twice.folds * 2))
+    with pytest.raises(Refused, match="d/d1_a0 is in two parts of it"):
+        proves(broken([a, b], [b], [c], apart="clip", validation_by=("stored",)))
     with pytest.raises(Refused, match="one source"):
         proves(broken([a], [b], [replace(c, source="f0")], apart="source"))
 
