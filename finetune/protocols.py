@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from finetune.study.cohort import (
@@ -79,7 +79,8 @@ def build(config: ProtocolConfig, clips: Sequence[Clip]) -> Protocol:
     each_once = config.protocol != "split"
     made = Protocol(config.protocol, folds, labels, apart, each_once, mapped, tuple(notes))
     more = proves(made, allow_shared_subjects=config.allow_shared_subjects)
-    return Protocol(config.protocol, folds, labels, apart, each_once, mapped, (*notes, *more))
+    leaks = ("subjects of the test are trained on",) if made.shares_subjects else ()
+    return replace(made, notes=(*notes, *more), leaks=leaks)
 
 
 def _labelled(config: ProtocolConfig, clips: Sequence[Clip]) -> tuple[list[Clip], list[str], bool]:

@@ -26,7 +26,12 @@ from finetune.study.config import StudyConfig
 from finetune.study.fold import alone, run_fold
 from finetune.study.folder import check_same, hashes_of, jobs_of, split_tables, write_splits
 from finetune.study.folds import Protocol, Refused
-from finetune.study.leaks import check_duplicates, check_names, without_duplicates
+from finetune.study.leaks import (
+    check_duplicates,
+    check_names,
+    check_weights,
+    without_duplicates,
+)
 from finetune.study.report import Study, report
 from finetune.study.sections import told
 from finetune.study.table import watching
@@ -73,6 +78,9 @@ def run(config: StudyConfig) -> dict[str, Any]:
         if config.finetune.init is not None:
             inputs["init"] = _weights(Path(config.finetune.init))
         origin = provenance(seed=seed, inputs=inputs)
+        if config.finetune.init is not None:
+            init, allowed = Path(config.finetune.init), config.allow_trained_init
+            made = check_weights(made, init, origin, allowed=allowed)
         check_same(config, out, splits, origin)
         write_splits(tables, out)
         handle = open_record(config, origin)

@@ -53,6 +53,8 @@ class Protocol:
     """The labels are not those of the shards."""
     notes: tuple[str, ...]
     """For every report."""
+    leaks: tuple[str, ...] = ()
+    """What was allowed by request and makes figures too good: it stands beside every one."""
 
     @property
     def clips(self) -> list[Clip]:
@@ -62,7 +64,7 @@ class Protocol:
 
     @property
     def shares_subjects(self) -> bool:
-        """Somebody who is tested is trained on, too: only where that was allowed, see `proves`."""
+        """Somebody who is tested is trained on, too; `proves` refuses it unless it is allowed."""
         return any(_trained_on_tested(fold) for fold in self.folds)
 
 

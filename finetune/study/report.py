@@ -65,11 +65,11 @@ def results_of(study: Study) -> dict[str, Any]:
     """Pooled figures of every selection rule, the first being the one that picked the models; each
     fold's; errors by subject; the protocol and the origin."""
     by = in_words(kinds_of(study.made.clips))
-    shared = {"shared_subjects": study.made.shares_subjects}
+    leaks = {"leaks": list(study.made.leaks)}
     pooled, rows, subjects = [], [], []
     for at in range(max(len(fold["results"]) for fold in study.folds)):
         answers, labels = answers_of(study, at)
-        stamps = [{**_result(fold, at)["stamp"], **shared} for fold in study.folds]
+        stamps = [{**_result(fold, at)["stamp"], **leaks} for fold in study.folds]
         one = pool(answers, labels, seed=study.seed)
         folds = by_fold(answers, labels)
         _check_untouched(study, folds, at)
@@ -173,7 +173,7 @@ def _stamp_of_all(stamps: Sequence[Mapping[str, Any]], splits: Mapping[str, str]
         "seed": seeds[0] if len(seeds) == 1 else f"{seeds[0]} … {seeds[-1]}",
         "code": " and ".join(json.loads(code) for code in known["code"]),
         "splits": hashlib.sha256(text.encode()).hexdigest(),
-        "shared_subjects": any(stamp["shared_subjects"] for stamp in stamps),
+        "leaks": stamps[0]["leaks"],
     }
 
 

@@ -65,6 +65,8 @@ def _pooled(pooled: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[li
         figures = [_with_ends(one, name) for name in FIGURES]
         clips = f"{one['answered']:,} of {one['clips']:,}"
         rows.append([words(one["stamp"]), *figures, clips, f"{one['coverage']:.1%}"])
+    always = pooled[0]["commonest"]
+    rows.append([f"always {always['label']}", *(_percent(always[n]) for n in FIGURES), "–", "–"])
     return ("selection", "UF1", "UAR", "WAR", "clips", "coverage"), rows
 
 
@@ -136,7 +138,8 @@ def _origin(origin: Mapping[str, str]) -> list[list[str]]:
 
 
 def words(stamp: Mapping[str, Any]) -> str:
-    return Stamp(**{**stamp, "privileged": tuple(stamp["privileged"])}).words
+    lists = {name: tuple(stamp[name]) for name in ("privileged", "leaks")}
+    return Stamp(**{**stamp, **lists}).words
 
 
 def _with_ends(one: Mapping[str, Any], name: str) -> str:

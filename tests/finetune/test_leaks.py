@@ -71,6 +71,8 @@ def test_a_stored_split_that_shares_a_subject_is_caught(tmp_path):
     assert "c0 in training, c4 in test" in told and "--protocol loso" in told
     made = build(replace(config, allow_shared_subjects=True), read_clips([manifest]))
     assert any("both trained on and tested, such as p0" in note for note in made.notes)
+    assert made.leaks == ("subjects of the test are trained on",)
+    assert build(config, found).leaks == ()
 
 
 # --- duplicates -------------------------------------------------------------------------------

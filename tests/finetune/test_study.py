@@ -22,6 +22,7 @@ from finetune.study.config import StudyConfig
 from finetune.study.fold import Stamp, alone, finished, rule_of, spent_before
 from finetune.study.folder import fold_config
 from finetune.study.folds import Refused
+from finetune.study.leaks import check_weights
 from finetune.study.page import Section, markdown, page
 from finetune.study.report import Study, results_of
 from finetune.study.sections import sections
@@ -521,21 +522,47 @@ def test_a_result_that_was_selected_on_test_says_so_in_every_table(place, uri, t
         assert all("selected on test" in table for table in with_figures), written
 
 
-def test_subjects_that_are_trained_on_by_request_are_said_in_every_table(done):
+def test_what_leaks_by_request_is_said_in_every_table(done):
     study = study_of(done)
-    first, *rest = study.made.folds
-    known = replace(first.train[0], subject=first.test[0].subject)
-    made = replace(study.made, folds=(replace(first, train=(known, *first.train[1:])), *rest))
-    assert not study.made.shares_subjects and made.shares_subjects
-    results = results_of(replace(study, made=made))
-    assert {row["stamp"]["shared_subjects"] for row in (*results["pooled"], *results["folds"])} == {
-        True
-    }
+    results = results_of(replace(study, made=replace(study.made, leaks=("who is tested",))))
+    assert all(
+        row["stamp"]["leaks"] == ["who is tested"] for row in results["pooled"] + results["folds"]
+    )
     tables = markdown("t", sections(results)).split("## ")[1:]
     with_figures = [t for t in tables if not t.startswith("Origin")]
     assert len(with_figures) >= 5
-    assert all("SUBJECTS SHARED with training" in table for table in with_figures)
-    assert "SUBJECTS SHARED" not in markdown("t", sections(done[1]))
+    assert all("LEAKS: who is tested" in table for table in with_figures)
+    assert "LEAKS" not in markdown("t", sections(done[1]))
+
+
+def test_weights_that_were_trained_on_the_tested_clips_are_refused_or_told(done, tmp_path):
+    config, known = copy_of(done, tmp_path), Path(done[0].out, "folds/p0/run/best")
+
+    def with_init(folder: Path, out: str, **more) -> StudyConfig:
+        theirs = replace(config.finetune, init=str(folder))
+        return replace(config, finetune=theirs, out=str(tmp_path / out), **more)
+
+    with (
+        here() as ran,
+        pytest.raises(Refused, match=r"best was fine-tuned on manifest_0 .*--allow_"),
+    ):
+        driver.run(with_init(known, "a"))
+    assert ran == [] and not (tmp_path / "a/study.json").exists()
+    with here():
+        results = driver.run(with_init(known, "b", allow_trained_init=True, select_last=True))
+    stamp = results["pooled"][0]["stamp"]
+    assert stamp["leaks"] == ["initial weights were fine-tuned on these shards"]
+    other = shutil.copytree(known, tmp_path / "other")
+    origin = json.loads((other / "provenance.json").read_text())
+    alone = {name: value for name, value in origin.items() if name != "selection"}
+    plain, _ = driver.prepare(config)
+    (other / "provenance.json").write_text(json.dumps(alone))  # as pretraining leaves it
+    made = check_weights(plain, other, results["origin"], allowed=False)
+    assert made.leaks == () and "pretrained on these shards, without labels" in made.notes[-1]
+    strange = alone | {"input.manifest_0.sha256": "0" * 64}
+    (other / "provenance.json").write_text(json.dumps(strange))
+    made = check_weights(plain, other, results["origin"], allowed=False)
+    assert made == plain
 
 
 def test_the_rule_comes_from_what_the_weights_say_of_themselves():
