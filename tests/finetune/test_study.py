@@ -173,8 +173,9 @@ def test_pages_say_figures_selection_and_origin(done):
     html = Path(config.out, "results.html").read_text()
     first = results["pooled"][0]
     figure = f"{100 * first['uf1']:.1f} [{100 * first['interval']['uf1'][0]:.1f},"
+    assert first["mean_over_folds"] is None, "that of LOSO means nothing"
     for written in (html, text):
-        assert figure in written
+        assert figure in written and "Mean over folds" not in written
         for needed in ("best on validation", "loso, 3 folds", "privileged inputs", "none", "p2"):
             assert needed in written
         assert first["stamp"]["code"] in written and first["stamp"]["splits"] in written
