@@ -189,6 +189,7 @@ def test_folds_are_child_runs_and_the_pages_are_the_parents(done, uri):
     parent = client.get_run(handle["run_id"])
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["pooled/uf1"] == results["pooled"][0]["uf1"]
+    assert parent.data.tags["stamp"] == "best on validation"
     kept = {file.path for file in client.list_artifacts(handle["run_id"])}
     assert {"results.html", "results.md", "results.json", "confusion.png"} <= kept
     children = client.search_runs(
@@ -521,6 +522,11 @@ def test_a_result_that_was_selected_on_test_says_so_in_every_table(place, uri, t
         with_figures = [t for t in tables if not t.startswith("Origin")]
         assert len(with_figures) >= 6
         assert all("selected on test" in table for table in with_figures), written
+    handle = json.loads((tmp_path / "out/mlflow_run.json").read_text())
+    kept = connect(uri).get_run(handle["run_id"]).data
+    assert kept.tags["stamp"] == "selected on test"
+    assert kept.metrics["selected_on_test/uf1"] == first["uf1"]
+    assert not any(name.startswith("pooled/") for name in kept.metrics)
 
 
 def test_what_leaks_by_request_is_said_in_every_table(done):
