@@ -214,7 +214,8 @@ def test_what_is_held_out_has_about_its_share_of_every_class(share):
 
 def test_the_last_clips_of_a_class_are_not_held_out():
     groups = {"only": Counter(a=1, b=1), **{f"p{n}": Counter(a=1) for n in range(5)}}
-    assert all("only" not in hold_out(groups, 0.15, seed) for seed in range(20))
+    for share in (0.15, 0.6, 0.8):
+        assert all("only" not in hold_out(groups, share, seed) for seed in range(20))
     with pytest.raises(ValueError, match="only one"):
         hold_out({"only": Counter(a=1)}, 0.5, 0)
 
