@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from finetune.study.cohort import (
@@ -26,6 +26,7 @@ from finetune.study.cohort import (
 )
 from finetune.study.dealing import deal, hold_out
 from finetune.study.folds import PARTS, Fold, Name, Protocol, Refused, proves
+from finetune.study.spelling import check_spelling
 from shards.wording import count, few
 
 
@@ -71,13 +72,15 @@ def build(config: ProtocolConfig, clips: Sequence[Clip]) -> Protocol:
     Raises Refused, and ValueError for settings that do not fit the clips.
     """
     clips, notes, mapped = _labelled(config, clips)
+    check_spelling(clips, _apart(config))
     tests, train_test, apart = _tests(config, clips)
     folds = tuple(_fold(config, name, test, clips, train_test) for name, test in tests.items())
     labels = tuple(sorted({clip.label for clip in clips if clip.label is not None}))
     each_once = config.protocol != "split"
     made = Protocol(config.protocol, folds, labels, apart, each_once, mapped, tuple(notes))
     more = proves(made, allow_shared_subjects=config.allow_shared_subjects)
-    return Protocol(config.protocol, folds, labels, apart, each_once, mapped, (*notes, *more))
+    leaks = ("subjects of the test are trained on",) if made.shares_subjects else ()
+    return replace(made, notes=(*notes, *more), leaks=leaks)
 
 
 def _labelled(config: ProtocolConfig, clips: Sequence[Clip]) -> tuple[list[Clip], list[str], bool]:
@@ -125,8 +128,8 @@ def _tests(
             raise Refused(
                 f"lodo needs two data sets or more, here is {few(list(sets))}: name more shards"
             )
-        return dict(sets), False, "clip"
-    by: Group = config.group if config.protocol == "kfold" else "subject"
+        return _named({("", name): found for name, found in sets.items()}), False, "clip"
+    by = _apart(config)
     groups = _groups(clips, by, config.protocol)
     if config.protocol == "kfold":
         counts = {group: Counter(c.label or "" for c in found) for group, found in groups.items()}
@@ -138,7 +141,12 @@ def _tests(
         return tests, False, by
     if len(groups) < 2:
         raise Refused(f"{config.protocol} needs two subjects or more, here is {len(groups)}")
-    return _named(groups), False, "subject"
+    return _named(groups), False, by
+
+
+def _apart(config: ProtocolConfig) -> Group:
+    """What folds go by, where they go by groups."""
+    return config.group if config.protocol == "kfold" else "subject"
 
 
 def _official(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
@@ -188,9 +196,9 @@ def _named(groups: dict[tuple[str, str], list[Clip]]) -> dict[str, list[Clip]]:
     """Groups under names that are folders' too. Raises Refused where two become the same."""
     found: dict[str, list[Clip]] = {}
     for (dataset, name), members in sorted(groups.items()):
-        folder = re.sub(r"[^A-Za-z0-9_-]+", "_", f"{dataset}-{name}" if dataset else name)
+        folder = re.sub(r"[^\w-]+", "_", f"{dataset}-{name}" if dataset else name) or "unnamed"
         if folder in found:
-            raise Refused(f"two subjects would have the fold {folder}: rename one at ingest")
+            raise Refused(f"two groups would have the fold {folder}: rename one at ingest")
         found[folder] = members
     return found
 

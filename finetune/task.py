@@ -75,8 +75,8 @@ class ClassifyTask(nn.Module):
 
         Returns:
             losses [B], float32, and figures [B]: `accuracy`, whether the likeliest class is the
-            likeliest target (of a mixed clip: its larger part); where there are several losses,
-            each; and θ of every layer that has one, modulo π.
+            likeliest target (of a mixed clip: its larger part), 0 where the class is unknown; where
+            there are several losses, each; and θ of every layer that has one, modulo π.
         """
         pixels = normalise(augmented(batch, self.augment))
         mixed = mix(pixels, batch.weights, batch.seeds, self.mixing)
@@ -89,7 +89,9 @@ class ClassifyTask(nn.Module):
         losses, figures = self.objective(logits, targets), {}
         if self.outputs.labels:
             hit = self.outputs.split(logits.detach()).labels.argmax(1)
-            figures["accuracy"] = (hit == targets.labels.nan_to_num().argmax(1)).float()
+            there = ~targets.labels.isnan().any(1)
+            right = hit == targets.labels.nan_to_num().argmax(1)
+            figures["accuracy"] = (right & there).float()
         if self.identity is not None:
             adverse, figures["identity_accuracy"] = self._adverse(features, batch, mixed)
             losses["identity"] = self.adversary.weight * adverse

@@ -30,7 +30,7 @@ WORKERS = 2
 MODEL = "face-expression-demo"
 SHARDS = ("python", "-m", "shards")
 # Many people, short clips: what is learnt must hold for persons that were not trained on.
-RENDERED = ("--subjects", "60", "--size", "256x256", "--seconds", "0.8", "--fps", "12.5")
+RENDERED = ("--subjects", "90", "--size", "256x256", "--seconds", "0.8", "--fps", "10")
 # Small tight crops: decoding then costs little, and the demo's 64 pixels show the face alone.
 CROPPED = ("--size", "64", "--margin", "0", "--min-frames", "8")
 

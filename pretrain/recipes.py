@@ -89,7 +89,7 @@ def demo() -> PretrainConfig:
         ),
         run=RunConfig(
             epochs=None,
-            steps=150,
+            steps=100,
             global_batch=32,
             micro_batch=16,
             base_lr=8e-3,
@@ -101,7 +101,7 @@ def demo() -> PretrainConfig:
             precision="fp32",
             zero_stage=1,
             log_every=10,
-            save_every=75,
+            save_every=50,
             eval_every=0,
         ),
         cluster=ClusterConfig(workers=2, output="runs/pretrain"),

@@ -153,6 +153,8 @@ def tell(result: dict[str, Any], output: Path) -> None:
             f"chance {1 / len(result['labels']):.1%}; always the commonest "
             f"{result['commonest']:.1%} accuracy"
         )
+    if result["privileged"]:
+        print(f"PRIVILEGED: told {', '.join(result['privileged'])}")
     if result.get("shared_subjects"):
         print(f"warning: {result['shared_subjects']} subjects are in both splits")
     print(output)

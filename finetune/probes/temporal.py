@@ -124,6 +124,8 @@ def tell(result: dict[str, Any]) -> None:
         f"{result['clips']:.0f} clips ({result['coverage']:.1%} read), as they are: accuracy "
         f"{as_is['war']:.1%}, mean recall {as_is['uar']:.1%}, UF1 {as_is['uf1']:.3f}"
     )
+    if result["privileged"]:
+        print(f"PRIVILEGED: told {', '.join(result['privileged'])}")
     for name, cost in result["manipulations"].items():
         if not cost["clips"]:
             print(f"  {name}: no clip allows it (it needs annotated marks, and frames outside)")

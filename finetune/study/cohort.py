@@ -52,6 +52,8 @@ class Clip:
     """crc32 and bytes of the stored video, and its frames: equal for equal videos."""
     place: tuple[int, int, int] = (0, 0, 0)
     """Folder, shard, and the video's offset in it."""
+    stored: str | None = None
+    """The label in the shards, where the study calls it otherwise."""
 
     @property
     def id(self) -> tuple[str, str]:
@@ -147,7 +149,7 @@ def renamed(clips: Sequence[Clip], rules: Sequence[str]) -> list[Clip]:
     for clip in clips:
         label = clip.label or ""
         label = table.get(f"{clip.dataset}/{label}", table.get(label, label))
-        found.append(replace(clip, label=label or None))
+        found.append(_called(clip, label or None))
     return found
 
 
@@ -163,7 +165,7 @@ def three_classes(clips: Sequence[Clip]) -> list[Clip]:
             "say what its labels become by --rename LABEL=CLASS … --classes own"
         )
     tables = THREE_CLASSES
-    return [replace(clip, label=tables[clip.dataset].get(clip.label or "")) for clip in clips]
+    return [_called(clip, tables[clip.dataset].get(clip.label or "")) for clip in clips]
 
 
 def composite_differences(clips: Sequence[Clip]) -> list[str]:
@@ -180,3 +182,8 @@ def composite_differences(clips: Sequence[Clip]) -> list[str]:
         less = subjects - COMPOSITE_SUBJECTS
         notes.append(f"{subjects} subjects, MEGC 2019 counts {COMPOSITE_SUBJECTS} ({less:+})")
     return notes
+
+
+def _called(clip: Clip, label: str | None) -> Clip:
+    """The same under another label, with the one in the shards."""
+    return replace(clip, label=label, stored=clip.stored or clip.label)

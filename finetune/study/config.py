@@ -32,6 +32,8 @@ class StudyConfig:
     of a seed, too."""
     allow_label_in_names: bool = False
     """Go on where keys or file names tell the label; every result says so."""
+    allow_trained_init: bool = False
+    """Go on where finetune.init was fine-tuned on these shards; every table says so."""
     drop_duplicates: bool = False
     """Keep the first of each group of clips whose videos are the same."""
     retries: int = 2

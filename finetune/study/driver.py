@@ -23,12 +23,17 @@ from finetune.protocols import build
 from finetune.recipes import RECIPES
 from finetune.study.cohort import open_folders, read_clips
 from finetune.study.config import StudyConfig
-from finetune.study.fold import alone, run_fold
+from finetune.study.fold import ON_TEST, alone, run_fold
 from finetune.study.folder import check_same, hashes_of, jobs_of, split_tables, write_splits
 from finetune.study.folds import Protocol, Refused
-from finetune.study.leaks import check_duplicates, check_names, without_duplicates
+from finetune.study.leaks import (
+    check_duplicates,
+    check_names,
+    check_weights,
+    without_duplicates,
+)
 from finetune.study.report import Study, report
-from finetune.study.sections import told
+from finetune.study.sections import told, words
 from finetune.study.table import watching
 from launch.config import absolute_paths, parse, to_dict
 from launch.job import command
@@ -37,7 +42,7 @@ from launch.provenance import provenance
 from launch.record import closing_run, continue_run, create_run, remember
 from launch.registry import fetch
 from launch.store import store_uri
-from launch.tracking import RunHandle, Tracker, latest
+from launch.tracking import RunHandle, Tracker, connect, latest
 from shards.wording import count
 
 
@@ -73,6 +78,9 @@ def run(config: StudyConfig) -> dict[str, Any]:
         if config.finetune.init is not None:
             inputs["init"] = _weights(Path(config.finetune.init))
         origin = provenance(seed=seed, inputs=inputs)
+        if config.finetune.init is not None:
+            init, allowed = Path(config.finetune.init), config.allow_trained_init
+            made = check_weights(made, init, origin, allowed=allowed)
         check_same(config, out, splits, origin)
         write_splits(tables, out)
         handle = open_record(config, origin)
@@ -175,12 +183,15 @@ def check_finished(jobs: Sequence[Job], out: Path) -> None:
 
 
 def publish(handle: RunHandle, out: Path, results: Mapping[str, Any]) -> None:
-    """Pooled figures and the pages, in the study's run."""
+    """Pooled figures and the pages, in the study's run; how they came about is its tag `stamp`, and
+    those that were selected on test have a name of their own: runs are compared by names."""
     tracker = Tracker(*handle, system_metrics_seconds=0)
     try:
         first = results["pooled"][0]
         names = ("uf1", "uar", "war", "coverage")
-        tracker.log({f"pooled/{name}": first[name] for name in names}, 0)
+        connect(handle.uri).set_tag(handle.run_id, "stamp", words(first["stamp"]))
+        group = "pooled" if ON_TEST not in first["stamp"]["selection"] else "selected_on_test"
+        tracker.log({f"{group}/{name}": first[name] for name in names}, 0)
         for name in ("results.json", "results.md", "results.html", "confusion.png", "study.json"):
             tracker.log_file(str(out / name))
     finally:

@@ -56,13 +56,15 @@ class Stamp:
     """SHA-256 over the product's source that wrote the weights."""
     splits: str
     """SHA-256 of the split file."""
+    leaks: tuple[str, ...] = ()
+    """What was allowed by request and makes the figures too good; set by the report."""
 
     @property
     def words(self) -> str:
         """For tables: what a reader must not miss."""
         rule = "selected on test" if self.selection == ON_TEST else self.selection
         given = f"; privileged: {', '.join(self.privileged)}" if self.privileged else ""
-        return rule + given
+        return rule + given + (f"; LEAKS: {', '.join(self.leaks)}" if self.leaks else "")
 
 
 def run_fold(payload: dict[str, Any]) -> dict[str, Any]:

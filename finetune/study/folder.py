@@ -75,6 +75,11 @@ def check_same(
                 f"{out} holds folds of another version of the code; use another --out, or "
                 "--accept_code, which keeps them and says so"
             )
+    elif left := sorted((out / "folds").glob("*/run")):
+        raise ValueError(
+            f"{out} holds folds ({left[0].parent.name}) and no study.json that says of which "
+            "study: use another --out, or remove them"
+        )
     write_json(file, now)
 
 

@@ -53,12 +53,19 @@ class Protocol:
     """The labels are not those of the shards."""
     notes: tuple[str, ...]
     """For every report."""
+    leaks: tuple[str, ...] = ()
+    """What was allowed by request and makes figures too good: it stands beside every one."""
 
     @property
     def clips(self) -> list[Clip]:
         """Those of the first fold, which are those of every fold; in the order of their names."""
         found = [clip for part in self.folds[0].parts().values() for clip in part]
         return sorted(found, key=lambda clip: clip.id)
+
+    @property
+    def shares_subjects(self) -> bool:
+        """Somebody who is tested is trained on, too; `proves` refuses it unless it is allowed."""
+        return any(_trained_on_tested(fold) for fold in self.folds)
 
 
 class Refused(ValueError):
@@ -71,7 +78,7 @@ def proves(made: Protocol, *, allow_shared_subjects: bool = False) -> list[str]:
     Raises Refused where a clip is in two parts of a fold, a group that should be apart is on both
     sides, a subject is in training and test, or clips are not tested exactly once.
     """
-    notes: list[str] = []
+    notes = _sources_shared(made)
     for fold in made.folds:
         known = (*fold.train, *fold.validation)
         _disjoint(fold, "clip", known, fold.test)
@@ -80,6 +87,7 @@ def proves(made: Protocol, *, allow_shared_subjects: bool = False) -> list[str]:
         if fold.validation_by and (first := fold.validation_by[0]) != "stored":
             _disjoint(fold, first, fold.train, fold.validation)
         notes += _subjects_apart(fold, allow_shared_subjects)
+        notes += _validated_on_known(fold)
         notes += _absent(fold)
     tested = Counter(clip.id for fold in made.folds for clip in fold.test)
     if twice := sorted("/".join(clip) for clip, n in tested.items() if n > 1):
@@ -118,9 +126,7 @@ def _disjoint(fold: Fold, by: Group, left: Iterable[Clip], right: Iterable[Clip]
 
 def _subjects_apart(fold: Fold, allowed: bool) -> list[str]:
     """A note where subjects of the test are trained on. Raises Refused unless that is allowed."""
-    tested = {clip.group("subject") for clip in fold.test} - {None}
-    both = [c for c in (*fold.train, *fold.validation) if c.group("subject") in tested]
-    if not both:
+    if not (both := _trained_on_tested(fold)):
         return []
     subjects = sorted({clip.subject or "" for clip in both})
     seen = [clip for clip in fold.test if clip.group("subject") == both[0].group("subject")]
@@ -135,6 +141,40 @@ def _subjects_apart(fold: Fold, allowed: bool) -> list[str]:
             "in every result"
         )
     return [what]
+
+
+def _trained_on_tested(fold: Fold) -> list[Clip]:
+    tested = {clip.group("subject") for clip in fold.test} - {None}
+    return [c for c in (*fold.train, *fold.validation) if c.group("subject") in tested]
+
+
+def _sources_shared(made: Protocol) -> list[str]:
+    """A note where a film or recording is tested that is trained on, too: scenes help a network."""
+    if made.apart == "source":
+        return []
+    shared: list[tuple[str, Clip]] = []
+    for fold in made.folds:
+        known = {clip.group("source") for clip in (*fold.train, *fold.validation)} - {None}
+        shared += [(fold.name, clip) for clip in fold.test if clip.group("source") in known]
+    if not shared:
+        return []
+    fold, clip = shared[0]
+    return [
+        f"{count(len(shared), 'test clip')} of a source that is trained on, too, such as "
+        f"{clip.name} of {clip.source} in fold {fold}"
+    ]
+
+
+def _validated_on_known(fold: Fold) -> list[str]:
+    """A note where a stored validation shows people of the training: it picks a step by them."""
+    if fold.validation_by != ("stored",):
+        return []
+    trained = {clip.group("subject") for clip in fold.train} - {None}
+    both = sorted({c.subject or "" for c in fold.validation if c.group("subject") in trained})
+    if not both:
+        return []
+    subjects = count(len(both), "subject")
+    return [f"fold {fold.name}: {subjects} of the validation trained on, too: {few(both)}"]
 
 
 def _absent(fold: Fold) -> list[str]:

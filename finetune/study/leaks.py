@@ -1,6 +1,7 @@
-"""What leaks past a split that is disjoint by name: the same video twice, and labels in names.
+"""What leaks past a split that is disjoint by name: the same video twice, labels in names, and
+initial weights that know the answers.
 
-Owns finding both and the messages. Refuses to know protocols and training. Subjects on both sides
+Owns finding these and the messages. Refuses to know protocols and training. Subjects on both sides
 are found in `folds.py`. Videos are compared by their stored bytes: a second encoding of one
 recording is not found.
 """
@@ -8,11 +9,13 @@ recording is not found.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from finetune.study.cohort import Clip, Group
 from finetune.study.folds import Fold, Protocol, Refused
@@ -74,11 +77,16 @@ def tells_label(clips: Sequence[Clip], names: Sequence[str]) -> Told | None:
 
     Either a name holds the word of a class and that is mostly the clip's own, or one part of the
     names, by its place from the front or the back, has few values and tells the label of nearly
-    every clip from the other clips with that value (1001_DFA_ANG_XX: the third).
+    every clip from the other clips with that value (1001_DFA_ANG_XX: the third). Where a study
+    renames labels, names may tell either.
     """
-    labels = [clip.label or "" for clip in clips]
     parts = [words(name) for name in names]
-    return _spelled(clips, labels, parts) or _coded(clips, labels, parts)
+    ours = tuple(clip.label or "" for clip in clips)
+    theirs = tuple(clip.stored or clip.label or "" for clip in clips)
+    for labels in dict.fromkeys((ours, theirs)):
+        if told := _spelled(clips, labels, parts) or _coded(clips, labels, parts):
+            return told
+    return None
 
 
 def words(name: str) -> list[str]:
@@ -92,17 +100,16 @@ def _spelled(
 ) -> Told | None:
     """A class's word in names, where it is the clip's own in more than half of the cases."""
     spelled = {label: " ".join(words(label)) for label in set(labels) if re.search("[^0-9]", label)}
-    own, named, example = 0, 0, None
+    named, own = 0, []
     for clip, label, found in zip(clips, labels, parts, strict=True):
         text = f" {' '.join(found)} "
         there = {name for name, word in spelled.items() if word and f" {word} " in text}
         named += bool(there)
         if label in there:
-            own += 1
-            example = example or clip
-    if example is None or own <= named / 2:
+            own.append((clip, label))
+    if len(own) <= named / 2:
         return None
-    return Told(own, example, f"label {example.label}")
+    return Told(len(own), own[0][0], f"label {own[0][1]}")
 
 
 def _coded(clips: Sequence[Clip], labels: Sequence[str], parts: Sequence[list[str]]) -> Told | None:
@@ -153,6 +160,38 @@ def check_duplicates(made: Protocol, manifests: Sequence[Manifest]) -> list[str]
         return []
     more = sum(map(len, twins)) - len(twins)
     return [f"{count(more, 'clip')} repeat another under another name, on the same side"]
+
+
+def check_weights(
+    made: Protocol, init: Path, origin: Mapping[str, str], *, allowed: bool
+) -> Protocol:
+    """The protocol with a note where initial weights have seen the study's shards.
+
+    By the hashes of manifests in the weights' own record: shards that were ingested again, and what
+    these weights were started from, are not found. Refuses weights that were fine-tuned on them.
+
+    Args:
+        init: a folder that a run of ours wrote or registered, or a file.
+        origin: the study's, with `input.manifest_N.sha256`.
+        allowed: the weights may be fine-tuned on these shards; every table says so.
+    """
+    ours = {v: k.split(".")[1] for k, v in origin.items() if re.match(r"input\.manifest_.*sha", k)}
+    for file in (*init.glob("provenance.json"), *init.glob("artifacts/*/provenance.json")):
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+        seen = sorted({ours[v] for v in map(str, theirs.values()) if v in ours})
+        if seen and "selection" not in theirs:
+            note = f"initial weights were pretrained on these shards, without labels: {few(seen)}"
+            return replace(made, notes=(*made.notes, note))
+        if seen and not allowed:
+            raise Refused(
+                f"{init} was fine-tuned on {few(seen)} of this study: it may know the labels that "
+                "folds test. Start from a pretrained encoder, or --init None; where it saw no clip "
+                "that is tested, --allow_trained_init goes on and says it in every table"
+            )
+        if seen:
+            told = "initial weights were fine-tuned on these shards"
+            return replace(made, leaks=(*made.leaks, told))
+    return made
 
 
 def without_duplicates(

@@ -20,7 +20,7 @@ from finetune.pictures import confusion_matrix_picture, png
 from finetune.study.cohort import in_words, kinds_of
 from finetune.study.folds import Fold, Protocol
 from finetune.study.page import markdown, page
-from finetune.study.pooled import Answer, by_fold, by_subject, mean_over_folds, pool
+from finetune.study.pooled import FIGURES, Answer, by_fold, by_subject, mean_over_folds, pool
 from finetune.study.sections import sections, words
 from launch.job import write_json
 from shards.splitfile import Name, shown
@@ -65,12 +65,14 @@ def results_of(study: Study) -> dict[str, Any]:
     """Pooled figures of every selection rule, the first being the one that picked the models; each
     fold's; errors by subject; the protocol and the origin."""
     by = in_words(kinds_of(study.made.clips))
+    leaks = {"leaks": list(study.made.leaks)}
     pooled, rows, subjects = [], [], []
     for at in range(max(len(fold["results"]) for fold in study.folds)):
         answers, labels = answers_of(study, at)
-        stamps = [_result(fold, at)["stamp"] for fold in study.folds]
+        stamps = [{**_result(fold, at)["stamp"], **leaks} for fold in study.folds]
         one = pool(answers, labels, seed=study.seed)
         folds = by_fold(answers, labels)
+        _check_untouched(study, folds, at)
         stamp = _stamp_of_all(stamps, study.splits)
         mean = mean_over_folds(folds) if study.made.name in OWN_WAY else None
         pooled.append({"stamp": stamp, **one, "by": by, "mean_over_folds": mean})
@@ -98,6 +100,23 @@ def answers_of(study: Study, at: int) -> tuple[list[Answer], list[str]]:
         labels = classes
         answers += _answers(fold, found, file)
     return answers, labels
+
+
+def _check_untouched(study: Study, rows: Sequence[Mapping[str, Any]], at: int) -> None:
+    """ValueError where a fold is of another split, or its answers do not give its own figures."""
+    for row, fold in zip(rows, study.folds, strict=True):
+        name, own = row["fold"], _result(fold, at)
+        if own["stamp"]["splits"] != study.splits[name]:
+            wrong = "was made with another split file"
+        elif any(abs(row[theirs] - own[ours]) > 1e-9 for theirs, ours in FIGURES.items()):
+            wrong = f"has answers in test-{own['predictor']} that do not give its figures"
+        else:
+            continue
+        folder = study.out / "folds" / name
+        raise ValueError(
+            f"{folder} {wrong}: something in it was changed; delete it, and the same command runs "
+            "that fold again"
+        )
 
 
 def _result(fold: Mapping[str, Any], at: int) -> Mapping[str, Any]:
@@ -154,6 +173,7 @@ def _stamp_of_all(stamps: Sequence[Mapping[str, Any]], splits: Mapping[str, str]
         "seed": seeds[0] if len(seeds) == 1 else f"{seeds[0]} … {seeds[-1]}",
         "code": " and ".join(json.loads(code) for code in known["code"]),
         "splits": hashlib.sha256(text.encode()).hexdigest(),
+        "leaks": stamps[0]["leaks"],
     }
 
 

@@ -45,8 +45,10 @@ def _about(protocol: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     apart = {
         "subject": "No subject is in both training and test.",
         "source": "No source is in both training and test.",
-        "clip": "This protocol does not ask for subjects to be kept apart.",
+        "clip": "Folds do not go by subjects; those that are known are apart, or a note says so.",
     }[protocol["apart"]]
+    if protocol["name"] == "lodo":
+        apart = "No data set is in both training and test."
     kept = f"Validation is carved out of training by {' or '.join(protocol['validation_by'])}."
     once = "Every clip is tested by exactly one fold." if protocol["each_once"] else ""
     ends = (
@@ -63,6 +65,8 @@ def _pooled(pooled: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[li
         figures = [_with_ends(one, name) for name in FIGURES]
         clips = f"{one['answered']:,} of {one['clips']:,}"
         rows.append([words(one["stamp"]), *figures, clips, f"{one['coverage']:.1%}"])
+    always = pooled[0]["commonest"]
+    rows.append([f"always {always['label']}", *(_percent(always[n]) for n in FIGURES), "–", "–"])
     return ("selection", "UF1", "UAR", "WAR", "clips", "coverage"), rows
 
 
@@ -134,7 +138,8 @@ def _origin(origin: Mapping[str, str]) -> list[list[str]]:
 
 
 def words(stamp: Mapping[str, Any]) -> str:
-    return Stamp(**{**stamp, "privileged": tuple(stamp["privileged"])}).words
+    lists = {name: tuple(stamp[name]) for name in ("privileged", "leaks")}
+    return Stamp(**{**stamp, **lists}).words
 
 
 def _with_ends(one: Mapping[str, Any], name: str) -> str:

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from finetune.identity import IdentityConfig, IdentityHead, strength_for
-from finetune.mixing import MixConfig
+from finetune.mixing import MixConfig, mix
 from finetune.models import build
 from finetune.models.facesleuth_config import FaceSleuthConfig
 from finetune.models.hsta_config import HstaConfig
@@ -14,6 +14,7 @@ from finetune.targets import one_hot
 from finetune.task import ClassifyTask
 from launch.checkpoint import fp32_state
 from mira.encoder import EncoderConfig
+from mira.tubelets import normalise
 from shards.batch import ClipBatch
 
 UNMIXED = MixConfig(mixup=0.0, cutmix=0.0, label_smoothing=0.0)
@@ -80,6 +81,27 @@ def test_the_published_strengths_and_the_nearest_of_them():
     assert [strength_for(n) for n in (27, 41, 140)] == [0.5, 2.0, 1.0]
     assert [strength_for(n) for n in (2, 30, 35, 70, 10_000)] == [0.5, 0.5, 2.0, 2.0, 1.0]
     assert IdentityHead(6, 41).strength == 2.0 and IdentityHead(6, 41, strength=0.3).strength == 0.3
+
+
+def test_of_mixed_clips_both_people_are_to_be_told():
+    """And of a mixture with somebody unknown nobody is."""
+    torch.manual_seed(0)
+    mixing = MixConfig(mixup=0.8, cutmix=0.0, label_smoothing=0.0)
+    identity = IdentityConfig(weight=1.0, strength=0.0)
+    model = ClassifyTask(
+        build(ENCODER, Outputs(("a", "b"))), mixing, identity=identity, subjects=4
+    ).eval()
+    batch = clips()
+    _, figures = model(batch)
+    mixed = mix(normalise(batch.pixels), batch.weights, batch.seeds, mixing)
+    assert 0.02 < mixed.kept < 0.98 and (mixed.partner != torch.arange(4)).all()
+    logs = model.identity(model.model.features(mixed.pixels)).log_softmax(1)
+    subjects = [0, 1, 2, -1]
+    for i, other in enumerate(mixed.partner.tolist()):
+        mine, theirs, cost = subjects[i], subjects[other], 0.0
+        if mine >= 0 and theirs >= 0:
+            cost = -(mixed.kept * logs[i, mine] + (1 - mixed.kept) * logs[i, theirs]).item()
+        assert figures["loss_identity"][i].item() == pytest.approx(cost, abs=1e-6)
 
 
 @pytest.mark.parametrize("config", NETWORKS, ids=lambda c: type(c).__name__)

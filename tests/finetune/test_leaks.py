@@ -71,6 +71,8 @@ def test_a_stored_split_that_shares_a_subject_is_caught(tmp_path):
     assert "c0 in training, c4 in test" in told and "--protocol loso" in told
     made = build(replace(config, allow_shared_subjects=True), read_clips([manifest]))
     assert any("both trained on and tested, such as p0" in note for note in made.notes)
+    assert made.leaks == ("subjects of the test are trained on",)
+    assert build(config, found).leaks == ()
 
 
 # --- duplicates -------------------------------------------------------------------------------
@@ -85,6 +87,17 @@ def test_a_clip_under_another_name_and_subject_is_caught_by_its_content(tmp_path
     told = str(no.value)
     assert "fold p0: the same video under 2 names" in told
     assert "c1 (test), c5 (train)" in told and "--drop_duplicates" in told
+
+
+def test_a_video_of_training_that_validates_is_caught(tmp_path):
+    """It would pick the step that knows the video best."""
+    samples = people()
+    parts = ("train", "train", "val", "val", "test", "test")
+    samples = [(k, f | {"split": part}, d) for (k, f, d), part in zip(samples, parts, strict=True)]
+    manifest = folder(tmp_path / "s", changed(samples, 3, data=samples[1][2]))
+    made = build(ProtocolConfig("split"), read_clips([manifest]))
+    with pytest.raises(Refused, match=r"the same video .*: c1 \(train\), c3 \(val\)"):
+        check_duplicates(made, [manifest])
 
 
 def test_a_duplicate_is_found_across_folders(tmp_path):
@@ -218,3 +231,26 @@ def test_words_are_cut_where_people_cut_them():
         *("sub", "01", "happy", "face", "ep", "02", "f", "mp", "4")
     ]
     assert words("größe-HAP") == ["größe", "hap"]
+
+
+def test_a_name_that_spells_what_the_shards_call_it_is_caught_under_another_name():
+    """Seven emotions become two classes: names spell neither, and more ways than classes have."""
+    kinds = ("anger", "disgust", "fear", "sadness", "happiness", "contempt")
+    found = [
+        Clip("d", f"p{s}_{kind}_{i}", kind, subject=f"p{s}", path=f"p{s}_{kind}_{i}.mp4")
+        for s in range(4)
+        for i in range(2)
+        for kind in kinds
+    ]
+    rename = tuple(f"{kind}={'bad' if kind != 'happiness' else 'good'}" for kind in kinds)
+    made = build(replace(LOSO, rename=rename), found)
+    assert made.labels == ("bad", "good")
+    with pytest.raises(Refused, match=r"the key of 48 clips, such as d/p0_anger_0 \(label anger\)"):
+        check_names(made, allowed=False)
+    (note,) = check_names(made, allowed=True)
+    assert "48 clips" in note
+    three = replace(LOSO, classes="three")
+    made = build(three, [replace(clip, dataset="samm") for clip in found])
+    assert made.labels == ("negative", "positive")
+    with pytest.raises(Refused, match="the key of 48 clips"):
+        check_names(made, allowed=False)

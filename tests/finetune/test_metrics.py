@@ -107,6 +107,7 @@ def test_slots_of_weight_zero_do_not_count_and_unread_ones_are_told():
     meter.update(output, slots([0, 1, -1, -1], [1, 0, 0, 1], ["x", "broken", "", "nameless"]))
     got = meter.compute(alone)
     assert (got["war"], got["clips"], got["unread"], got["unlabelled"]) == (1.0, 1.0, 1.0, 1.0)
+    assert got["coverage"] == pytest.approx(2 / 3), "of three clips one could not be read"
 
 
 def test_a_rank_of_padding_alone_adds_nothing():

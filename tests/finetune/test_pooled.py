@@ -92,6 +92,15 @@ def test_each_fold_has_the_figures_of_its_own_clips():
     assert mean_over_folds(rows)["war"] == pytest.approx(sum(war) / len(war))
 
 
+def test_always_naming_the_commonest_class_stands_beside_the_figures():
+    answers = random_answers(4)
+    truth = [answer.label for answer in answers]
+    most = max(LABELS, key=truth.count)
+    found = pool(answers, LABELS)["commonest"]
+    assert found.pop("label") == most
+    assert found == pytest.approx(obvious([replace(a, prediction=most) for a in answers]))
+
+
 def test_unread_clips_cost_coverage_and_nothing_else():
     answers = random_answers(1)
     lost = [replace(a, prediction=None) if i % 10 == 0 else a for i, a in enumerate(answers)]

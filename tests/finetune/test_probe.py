@@ -416,8 +416,12 @@ def test_people_in_both_splits_are_told(place, capsys):
     train, test = table(), table()
     found = probe(train, test, ("calm", "glad"), **SETTINGS | {"neighbours": (1,)})
     assert found["shared_subjects"] == 4
-    driver.tell({"labels": ["calm", "glad"], "read": {}, **found}, place)
-    assert "4 subjects are in both splits" in capsys.readouterr().out
+    known = {"labels": ["calm", "glad"], "read": {}, **found}
+    driver.tell({**known, "privileged": []}, place)
+    told = capsys.readouterr().out
+    assert "4 subjects are in both splits" in told and "PRIVILEGED" not in told
+    driver.tell({**known, "privileged": ["onset and apex"]}, place)
+    assert "PRIVILEGED: told onset and apex" in capsys.readouterr().out
 
 
 def test_a_split_file_takes_the_place_of_the_stored_splits(place, tmp_path):

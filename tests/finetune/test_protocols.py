@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from finetune.protocols import ProtocolConfig, build
-from finetune.study.cohort import Clip, composite_differences, in_words, renamed
+from finetune.study.cohort import Clip, composite_differences, in_words, renamed, three_classes
 from finetune.study.dealing import deal, hold_out
 from finetune.study.folds import Fold, Protocol, Refused, proves, split_table
 from shards.datasets import TABLE
@@ -157,6 +157,40 @@ def test_folds_have_the_classes_in_proportion():
     assert [ids(fold.test) for fold in other.folds] != [ids(fold.test) for fold in made.folds]
 
 
+def test_folders_of_folds_have_names_whatever_data_sets_and_subjects_are_called():
+    found = [*clips(2, dataset=""), *clips(2, dataset="../up"), *clips(2, dataset="b/c")]
+    made = plan("lodo", found, validation_share=0)
+    assert [fold.name for fold in made.folds] == ["unnamed", "_up", "b_c"]
+    people = [replace(c, subject={"p0": "李", "p1": "王"}[c.subject or ""]) for c in clips(2)]
+    assert [fold.name for fold in plan("loso", people).folds] == ["d-李", "d-王"]
+    twice = [replace(c, subject="c-p0") for c in clips(1, dataset="b")] + clips(1, dataset="b-c")
+    with pytest.raises(Refused, match="two groups would have the fold b-c-p0"):
+        plan("loso", twice)
+
+
+def test_films_on_both_sides_are_told_where_folds_do_not_go_by_them():
+    found = [replace(clip, source="film") for clip in clips(3)]
+    notes = plan("loso", found, validation_share=0).notes
+    assert notes == (
+        "12 test clips of a source that is trained on, too, such as d/d0_a0 of film in fold d-p0",
+    )
+    assert plan("loso", clips(3), validation_share=0).notes == ()
+    unknown = [replace(clip, source=None) for clip in clips(3)]
+    assert plan("loso", unknown, validation_share=0).notes == ()
+    by_film = plan("kfold", clips(3), k=3, group="source", validation_share=0)
+    assert by_film.notes == ()
+
+
+def test_people_of_a_stored_validation_that_are_trained_on_are_told():
+    parts = {"p0": "train", "p1": "val", "p2": "test"}
+    found = [replace(clip, split=parts[clip.subject or ""], source=None) for clip in clips(3)]
+    assert plan("split", found).notes == ()
+    shared = [replace(clip, subject="p0") if clip.split == "val" else clip for clip in found]
+    assert plan("split", shared).notes == (
+        "fold split: 1 subject of the validation trained on, too: p0",
+    )
+
+
 def test_more_folds_than_groups_are_refused():
     with pytest.raises(ValueError, match="5 folds of 4 groups"):
         plan("kfold", clips(4), k=5)
@@ -180,7 +214,8 @@ def test_what_is_held_out_has_about_its_share_of_every_class(share):
 
 def test_the_last_clips_of_a_class_are_not_held_out():
     groups = {"only": Counter(a=1, b=1), **{f"p{n}": Counter(a=1) for n in range(5)}}
-    assert all("only" not in hold_out(groups, 0.15, seed) for seed in range(20))
+    for share in (0.15, 0.6, 0.8):
+        assert all("only" not in hold_out(groups, share, seed) for seed in range(20))
     with pytest.raises(ValueError, match="only one"):
         hold_out({"only": Counter(a=1)}, 0.5, 0)
 
@@ -247,6 +282,25 @@ def test_the_composite_has_three_classes_and_says_how_it_differs():
         plan("composite", [*micro(), Clip("mmew", "x", "fear", subject="s")])
 
 
+MEGC = {
+    "casme2": {"disgust": "negative", "repression": "negative"},
+    "samm": dict.fromkeys(("anger", "contempt", "disgust", "fear", "sadness"), "negative"),
+    "smic": {"negative": "negative"},
+}
+MEGC |= {"mmew": MEGC["samm"], "casme3": {**MEGC["samm"], "sad": "negative", "happy": "positive"}}
+EVERYTHING = ("anger", "contempt", "disgust", "fear", "sadness", "sad", "repression", "happiness")
+EVERYTHING += ("happy", "surprise", "others", "other", "negative", "positive", "neutral")
+
+
+@pytest.mark.parametrize("dataset", MEGC)
+def test_every_label_has_the_class_of_the_challenge_or_is_dropped(dataset):
+    expected = MEGC[dataset] | {"surprise": "surprise"}
+    expected |= {"positive": "positive"} if dataset == "smic" else {"happiness": "positive"}
+    found = three_classes([Clip(dataset, label, label) for label in EVERYTHING])
+    assert {c.key: c.label for c in found if c.label is not None} == expected
+    assert [clip.stored for clip in found] == list(EVERYTHING)
+
+
 def test_the_published_composite_has_no_difference():
     counts = {"smic": (164, 16), "casme2": (145, 24), "samm": (133, 28)}
     found = [
@@ -288,8 +342,8 @@ def test_clips_without_a_label_are_left_out_and_counted():
 # --- the proof --------------------------------------------------------------------------------
 
 
-def broken(train, validation, test, **facts) -> Protocol:
-    fold = Fold("one", tuple(train), tuple(validation), tuple(test), ("subject",))
+def broken(train, validation, test, *, validation_by=("subject",), **facts) -> Protocol:
+    fold = Fold("one", tuple(train), tuple(validation), tuple(test), validation_by)
     known = {"apart": "subject", "each_once": False, "mapped": False, "notes": ()} | facts
     return Protocol("loso", (fold,), ("a", "b"), **known)
 
@@ -308,6 +362,8 @@ def test_the_proof_finds_what_is_in_two_parts():
     twice = broken([a], [], [b])
     with pytest.raises(Refused, match="1 clip tested by more than one fold: d/d1_a0"):
         proves(replace(twice, folds=twice.folds * 2))
+    with pytest.raises(Refused, match="d/d1_a0 is in two parts of it"):
+        proves(broken([a, b], [b], [c], apart="clip", validation_by=("stored",)))
     with pytest.raises(Refused, match="one source"):
         proves(broken([a], [b], [replace(c, source="f0")], apart="source"))
 

@@ -113,6 +113,12 @@ def test_the_previous_gate_multiplies():
     torch.testing.assert_close(model(x, same)[1], gate * same)
     constant = torch.full((2, 5, 14, 14), 0.5, dtype=torch.float64)
     torch.testing.assert_close(model(x, constant)[1], gate * 0.5)
+    larger = torch.rand(2, 3, 14, 14, dtype=torch.float64)
+    blocks = larger.unflatten(3, (7, 2)).unflatten(2, (7, 2)).mean((3, 5))
+    torch.testing.assert_close(model(x, larger)[1], gate * blocks)  # bilinear to the half
+    others = torch.rand(2, 5, 7, 7, dtype=torch.float64)
+    expected = gate * (others.sum(1) / 5)[:, None]
+    torch.testing.assert_close(model(x, others)[1], expected)
 
 
 def test_tokens_are_maps_of_frames():

@@ -22,6 +22,7 @@ from finetune.study.config import StudyConfig
 from finetune.study.fold import Stamp, alone, finished, rule_of, spent_before
 from finetune.study.folder import fold_config
 from finetune.study.folds import Refused
+from finetune.study.leaks import check_weights
 from finetune.study.page import Section, markdown, page
 from finetune.study.report import Study, results_of
 from finetune.study.sections import sections
@@ -172,8 +173,9 @@ def test_pages_say_figures_selection_and_origin(done):
     html = Path(config.out, "results.html").read_text()
     first = results["pooled"][0]
     figure = f"{100 * first['uf1']:.1f} [{100 * first['interval']['uf1'][0]:.1f},"
+    assert first["mean_over_folds"] is None, "that of LOSO means nothing"
     for written in (html, text):
-        assert figure in written
+        assert figure in written and "Mean over folds" not in written
         for needed in ("best on validation", "loso, 3 folds", "privileged inputs", "none", "p2"):
             assert needed in written
         assert first["stamp"]["code"] in written and first["stamp"]["splits"] in written
@@ -187,6 +189,7 @@ def test_folds_are_child_runs_and_the_pages_are_the_parents(done, uri):
     parent = client.get_run(handle["run_id"])
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["pooled/uf1"] == results["pooled"][0]["uf1"]
+    assert parent.data.tags["stamp"] == "best on validation"
     kept = {file.path for file in client.list_artifacts(handle["run_id"])}
     assert {"results.html", "results.md", "results.json", "confusion.png"} <= kept
     children = client.search_runs(
@@ -280,7 +283,9 @@ def test_a_half_finished_fold_goes_on_from_its_checkpoint(done, tmp_path, uri):
     handle = RunHandle(**json.loads((tmp_path / "copy/mlflow_run.json").read_text()))
     config = replace(config, finetune=replace(config.finetune, run=replace(
         config.finetune.run, save_every=1)))  # fmt: skip
-    (tmp_path / "copy/study.json").unlink()
+    known = json.loads((tmp_path / "copy/study.json").read_text())
+    known["config"]["finetune.run.save_every"] = 1
+    (tmp_path / "copy/study.json").write_text(json.dumps(known))
     run_until(1, finetuning_job, fold_config(config, made.folds[0], handle))
     assert not (fold / "run/summary.json").exists()
     with here() as ran:
@@ -433,6 +438,39 @@ def test_answers_of_an_earlier_version_are_refused(done, tmp_path):
     assert ran == ["p1"]
 
 
+def test_answers_and_folds_that_somebody_changed_are_refused(done, tmp_path):
+    config = copy_of(done, tmp_path)
+    fold = Path(config.out, "folds/p1")
+    file, kept = fold / "test-last/predictions.csv", (fold / "result.json").read_text()
+    text = file.read_text()
+    right = next(row for row in csv.DictReader(io.StringIO(text)))
+    other = {"calm": "glad", "glad": "calm"}[right["prediction"]]
+    begin = f"{right['dataset']},{right['key']},{right['label']},"
+    file.write_text(text.replace(begin + right["prediction"], begin + other))
+    with here() as ran, pytest.raises(ValueError, match="folds/p1 has answers in test-last that"):
+        driver.run(config)
+    file.write_text(text)
+    other_split = kept.replace(json.loads(kept)["splits"], "0" * 64)
+    (fold / "result.json").write_text(other_split)
+    with here(), pytest.raises(ValueError, match="folds/p1 was made with another split file"):
+        driver.run(config)
+    (fold / "result.json").write_text(kept)
+    Path(config.out, "results.json").write_text("{}")
+    with here() as ran:
+        again = driver.run(config)
+    assert ran == [] and again["pooled"] == done[1]["pooled"]
+    assert json.loads(Path(config.out, "results.json").read_text()) == again
+
+
+def test_folds_of_an_unknown_study_are_refused(done, tmp_path):
+    config = copy_of(done, tmp_path)
+    Path(config.out, "study.json").unlink()
+    before = split_files(config)
+    with here() as ran, pytest.raises(ValueError, match=r"holds folds \(p0\) and no study.json"):
+        driver.run(config)
+    assert ran == [] and split_files(config) == before
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -484,6 +522,54 @@ def test_a_result_that_was_selected_on_test_says_so_in_every_table(place, uri, t
         with_figures = [t for t in tables if not t.startswith("Origin")]
         assert len(with_figures) >= 6
         assert all("selected on test" in table for table in with_figures), written
+    handle = json.loads((tmp_path / "out/mlflow_run.json").read_text())
+    kept = connect(uri).get_run(handle["run_id"]).data
+    assert kept.tags["stamp"] == "selected on test"
+    assert kept.metrics["selected_on_test/uf1"] == first["uf1"]
+    assert not any(name.startswith("pooled/") for name in kept.metrics)
+
+
+def test_what_leaks_by_request_is_said_in_every_table(done):
+    study = study_of(done)
+    results = results_of(replace(study, made=replace(study.made, leaks=("who is tested",))))
+    assert all(
+        row["stamp"]["leaks"] == ["who is tested"] for row in results["pooled"] + results["folds"]
+    )
+    tables = markdown("t", sections(results)).split("## ")[1:]
+    with_figures = [t for t in tables if not t.startswith("Origin")]
+    assert len(with_figures) >= 5
+    assert all("LEAKS: who is tested" in table for table in with_figures)
+    assert "LEAKS" not in markdown("t", sections(done[1]))
+
+
+def test_weights_that_were_trained_on_the_tested_clips_are_refused_or_told(done, tmp_path):
+    config, known = copy_of(done, tmp_path), Path(done[0].out, "folds/p0/run/best")
+
+    def with_init(folder: Path, out: str, **more) -> StudyConfig:
+        theirs = replace(config.finetune, init=str(folder))
+        return replace(config, finetune=theirs, out=str(tmp_path / out), **more)
+
+    with (
+        here() as ran,
+        pytest.raises(Refused, match=r"best was fine-tuned on manifest_0 .*--allow_"),
+    ):
+        driver.run(with_init(known, "a"))
+    assert ran == [] and not (tmp_path / "a/study.json").exists()
+    with here():
+        results = driver.run(with_init(known, "b", allow_trained_init=True, select_last=True))
+    stamp = results["pooled"][0]["stamp"]
+    assert stamp["leaks"] == ["initial weights were fine-tuned on these shards"]
+    other = shutil.copytree(known, tmp_path / "other")
+    origin = json.loads((other / "provenance.json").read_text())
+    alone = {name: value for name, value in origin.items() if name != "selection"}
+    plain, _ = driver.prepare(config)
+    (other / "provenance.json").write_text(json.dumps(alone))  # as pretraining leaves it
+    made = check_weights(plain, other, results["origin"], allowed=False)
+    assert made.leaks == () and "pretrained on these shards, without labels" in made.notes[-1]
+    strange = alone | {"input.manifest_0.sha256": "0" * 64}
+    (other / "provenance.json").write_text(json.dumps(strange))
+    made = check_weights(plain, other, results["origin"], allowed=False)
+    assert made == plain
 
 
 def test_the_rule_comes_from_what_the_weights_say_of_themselves():

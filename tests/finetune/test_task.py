@@ -56,6 +56,16 @@ def test_the_loss_of_a_clip_is_its_cross_entropy():
     assert torch.equal(metrics["accuracy"][kept], right)
 
 
+def test_a_clip_of_unknown_class_is_never_told_right():
+    """It may count by its action units, and the network may say the first class of it."""
+    model = task().eval()
+    with torch.no_grad():
+        model.model.head.weight.zero_()
+        model.model.head.bias.copy_(torch.tensor([5.0, 0.0, 0.0]))
+    _, metrics = model(batch((0, -1, 1)))
+    assert metrics["accuracy"].tolist() == [1.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("mixing", [UNMIXED, MixConfig()], ids=["unmixed", "mixed"])
 def test_training_augments_before_it_mixes_and_prediction_never_does(mixing):
     config, clips = AugmentConfig(randaugment_ops=4, erase=0.5), batch()

@@ -494,12 +494,16 @@ def test_the_place_of_the_apex_is_written_and_what_naming_it_always_would_hit(
 
 
 @pytest.mark.parametrize("kind", ["plain", "facesleuth"])
-def test_a_plain_network_and_one_without_frames_are_asked_what_they_can_be(place, tmp_path, kind):
+def test_a_plain_network_and_one_without_frames_are_asked_what_they_can_be(
+    place, tmp_path, kind, capsys
+):
     face = FaceSleuthConfig(
         image_size=32, dims=(8, 8, 16), depths=(1, 1, 1), heads=(2, 2, 2), window=2, motion="flow"
     )
     config = TINY if kind == "plain" else face
     found = temporal.run(asking(place, tmp_path / "out", model_of(place, kind, config)))
+    told = "PRIVILEGED: told onset and apex" in capsys.readouterr().out
+    assert told == (kind == "facesleuth")
     if kind == "plain":
         assert "importance" not in found["attention"] and found["attention"]["received"]["inside"]
     else:
