@@ -27,6 +27,8 @@ from launch.zero import release_process_group
 
 Worker = Callable[[dict[str, Any], "WorkerContext"], dict[str, Any]]
 """A function at the top of a module that all nodes can import."""
+Progress = Callable[[], Any]
+"""How far a job has got; it is asked in another process, on any node."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class ClusterConfig:
     cpus_per_worker: int = 1
     """CPU cores of one worker: threads of its matrix products; its data loaders share them."""
     max_failures: int = 3
-    """How often lost workers are replaced, each time going on from the last checkpoint, before the
-    job fails."""
+    """How often in a row lost workers are replaced before the job fails, each time going on from
+    the last checkpoint. A new checkpoint starts the count again: a run of months meets more."""
     output: str = ""
     """Folder of the run: checkpoints, results, logs. On several nodes it must lie on storage that
     all of them share."""
@@ -66,11 +68,18 @@ class WorkerLost(RuntimeError):
     """Workers were lost more often than `max_failures` allows."""
 
 
-def launch(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> dict[str, Any]:
+def launch(
+    worker: Worker,
+    config: dict[str, Any],
+    cluster: ClusterConfig,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Run `worker(config, context)` on every worker and return what rank 0 returned.
 
     Each worker has a process group (nccl on GPUs, gloo otherwise) when it is called. When a worker
-    is lost, all are started again, up to `max_failures` times; continuing from a checkpoint is the
+    is lost, all are started again, up to `max_failures` times in a row without `progress`, which
+    returns another value whenever the job has got further; continuing from a checkpoint is the
     worker function's part. Paths in `config` must be absolute: workers run in folders of their own.
 
     Raises what a worker raised; ValueError where the cluster lacks the CPUs or GPUs; WorkerLost.
@@ -82,7 +91,7 @@ def launch(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> di
             "cluster.output is empty: name the folder of the run with --cluster.output FOLDER"
         )
     with ray_cluster():
-        return _run_on_ray(worker, config, cluster)
+        return _run_on_ray(worker, config, cluster, progress)
 
 
 def _run_here(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> dict[str, Any]:
@@ -178,7 +187,9 @@ def check_capacity(cluster: ClusterConfig) -> int:
     return room
 
 
-def _run_on_ray(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> dict[str, Any]:
+def _run_on_ray(
+    worker: Worker, config: dict[str, Any], cluster: ClusterConfig, progress: Progress | None
+) -> dict[str, Any]:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
@@ -202,8 +213,8 @@ def _run_on_ray(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) 
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[_failure_callback(cluster.max_failures)],
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # the callback counts
+            callbacks=[_failure_callback(cluster.max_failures, progress)],
             logging_config=LoggingConfig(log_level="CRITICAL"),  # what fails is said once, by us
             worker_runtime_env=_our_packages(),
         ),
@@ -212,11 +223,6 @@ def _run_on_ray(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) 
         result = trainer.fit()
     except ray.train.ControllerError as error:
         raise error.controller_failure from None
-    except ray.train.WorkerGroupError as error:
-        raise WorkerLost(
-            f"{told(error.worker_failures)}; that was failure {cluster.max_failures + 1}, "
-            f"--cluster.max_failures allows {cluster.max_failures}"
-        ) from None
     finally:
         shutil.rmtree(storage / name, ignore_errors=True)  # Ray's own; nothing of ours is there
         with contextlib.suppress(OSError):
@@ -242,13 +248,14 @@ def _worker_main(loop: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
-def _failure_callback(max_failures: int) -> Any:
+def _failure_callback(max_failures: int, progress: Progress | None) -> Any:
     """Called in Ray's controller when workers failed: says so, and ends the job where a restart
-    cannot help."""
+    cannot help, or has not."""
     from ray.train import UserCallback
 
     class Failures(UserCallback):
         count = 0
+        reached: Any = None
 
         def after_exception(
             self, run_context: Any, worker_exceptions: dict[int, Exception]
@@ -257,11 +264,20 @@ def _failure_callback(max_failures: int) -> Any:
             for _, error in sorted(worker_exceptions.items()):
                 if not lost and not mended_by_restart(error):
                     raise error
-            self.count += 1
-            then = "starting again" if self.count <= max_failures else "giving up"
+            reached = self.reached
+            with contextlib.suppress(OSError):  # storage that hiccups may be why workers failed
+                reached = progress() if progress else None
+            self.count = self.count + 1 if reached == self.reached else 1
+            self.reached = reached
+            what = told(worker_exceptions)
+            if self.count > max_failures:
+                since = " in a row without a new checkpoint" if progress else ""
+                raise WorkerLost(
+                    f"{what}; that was failure {self.count}{since}, --cluster.max_failures allows "
+                    f"{max_failures}"
+                )
             print(
-                f"{told(worker_exceptions)}; failure {self.count}, {max_failures} allowed: {then}",
-                flush=True,
+                f"{what}; failure {self.count}, {max_failures} allowed: starting again", flush=True
             )
 
     return Failures()

@@ -10,8 +10,10 @@ import errno
 import torch
 import torch.distributed as dist
 
-# How errors of a lost peer, a broken connection or a sick device read; a restart mends these.
-_TORN = ("gloo", "nccl", "connection", "socket", "cuda error", "timed out")
+# How errors of a lost peer or loader process, a broken connection or a sick device read; a restart
+# mends these.
+_TORN = ("gloo", "nccl", "connection", "socket", "cuda error", "[cuda]", "cudnn", "timed out")
+_TORN += ("dataloader worker",)
 
 
 def mended_by_restart(error: Exception) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -122,6 +124,27 @@ def test_worker_that_is_lost_again_and_again_ends_the_run(ray_cluster, tmp_path)
         on(2, tmp_path, what="always", max_failures=0)
 
 
+def gets_further_and_dies(config, context):
+    """A worker that leaves one more checkpoint each time before it is lost, and ends the third."""
+    folder = Path(config["output"])
+    if (reached := len(list(folder.glob("step-*")))) == 3:
+        return {"reached": reached}
+    (folder / f"step-{reached}").touch()
+    os.kill(os.getpid(), signal.SIGTERM if reached == 1 else signal.SIGKILL)
+    return time.sleep(30)
+
+
+def furthest(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("step-*"))
+
+
+def test_failures_with_progress_between_them_do_not_add_up(ray_cluster, tmp_path):
+    """A run of months loses more workers than any number allowed would be."""
+    cluster = ClusterConfig(workers=1, output=str(tmp_path), max_failures=1)
+    config, progress = {"output": str(tmp_path)}, functools.partial(furthest, tmp_path)
+    assert launch(gets_further_and_dies, config, cluster, progress=progress) == {"reached": 3}
+
+
 def test_more_workers_than_cores_is_an_error_at_once(ray_cluster, tmp_path):
     with pytest.raises(
         ValueError, match=r"3 workers of 1 CPU need 3 CPUs; the cluster has 2.*--cluster.workers 2"
@@ -170,6 +193,7 @@ def test_output_must_be_named():
         (RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
         (dist.DistBackendError("NCCL failure"), True),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
         (OSError(errno.EIO, "input/output error"), True),
         (OSError(errno.ENOSPC, "no space"), False),
         (FileNotFoundError("shard-000001.tar"), False),
