@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -22,13 +23,11 @@ from typing import Any, Literal, cast
 import torch
 import torch.distributed as dist
 
-from launch.failures import is_lost_process, mended_by_restart, told
+from launch.failures import Progress, Restarts
 from launch.zero import release_process_group
 
 Worker = Callable[[dict[str, Any], "WorkerContext"], dict[str, Any]]
 """A function at the top of a module that all nodes can import."""
-Progress = Callable[[], Any]
-"""How far a job has got; it is asked in another process, on any node."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,6 @@ class WorkerContext:
     world: int
     local_rank: int
     device: torch.device
-
-
-class WorkerLost(RuntimeError):
-    """Workers were lost more often than `max_failures` allows."""
 
 
 def launch(
@@ -220,7 +215,8 @@ def _run_on_ray(
         ),
     )
     try:
-        result = trainer.fit()
+        with _telling_of_shortage(cluster):
+            result = trainer.fit()
     except ray.train.ControllerError as error:
         raise error.controller_failure from None
     finally:
@@ -228,6 +224,29 @@ def _run_on_ray(
         with contextlib.suppress(OSError):
             storage.rmdir()
     return cast(dict[str, Any], result.return_value)
+
+
+@contextlib.contextmanager
+def _telling_of_shortage(cluster: ClusterConfig, *, every: float = 20.0) -> Iterator[None]:
+    """Say so when nodes are gone and the workers no longer fit: Ray waits for ever, in silence."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        short = False
+        while not ended.wait(every):
+            try:
+                check_capacity(cluster)
+                short = False
+            except ValueError as error:
+                if not short:
+                    print(f"waiting until all workers fit: {error}", flush=True)
+                short = True
+
+    threading.Thread(target=watch, name="capacity", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def _worker_main(loop: dict[str, Any]) -> dict[str, Any]:
@@ -254,30 +273,11 @@ def _failure_callback(max_failures: int, progress: Progress | None) -> Any:
     from ray.train import UserCallback
 
     class Failures(UserCallback):
-        count = 0
-        reached: Any = None
+        restarts = Restarts(max_failures, progress)
 
         def after_exception(
             self, run_context: Any, worker_exceptions: dict[int, Exception]
         ) -> None:
-            lost = any(is_lost_process(error) for error in worker_exceptions.values())
-            for _, error in sorted(worker_exceptions.items()):
-                if not lost and not mended_by_restart(error):
-                    raise error
-            reached = self.reached
-            with contextlib.suppress(OSError):  # storage that hiccups may be why workers failed
-                reached = progress() if progress else None
-            self.count = self.count + 1 if reached == self.reached else 1
-            self.reached = reached
-            what = told(worker_exceptions)
-            if self.count > max_failures:
-                since = " in a row without a new checkpoint" if progress else ""
-                raise WorkerLost(
-                    f"{what}; that was failure {self.count}{since}, --cluster.max_failures allows "
-                    f"{max_failures}"
-                )
-            print(
-                f"{what}; failure {self.count}, {max_failures} allowed: starting again", flush=True
-            )
+            print(self.restarts.after(worker_exceptions), flush=True)
 
     return Failures()

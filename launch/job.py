@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 from launch.checkpoint import Checkpoints
 from launch.claim import claimed
-from launch.cluster import ClusterConfig, WorkerContext, WorkerLost, launch
+from launch.cluster import ClusterConfig, WorkerContext, launch
 from launch.config import to_dict
 from launch.engine import Diverged, Summary
+from launch.failures import WorkerLost
 from launch.provenance import Input, provenance
 from launch.record import closing_run, continue_run, create_run, remember
 from launch.store import StoreError, wait_until_usable

@@ -18,7 +18,8 @@ import pytest
 from finetune import evaluation
 from finetune import job as finetune_job
 from finetune.evaluation import EvaluateConfig
-from launch.cluster import ClusterConfig, WorkerLost
+from launch.cluster import ClusterConfig
+from launch.failures import WorkerLost
 from launch.job import command, drive
 from launch.tracking import TrackingConfig, connect
 from pretrain import job

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster import ClusterConfig, WorkerContext, WorkerLost
+from launch.cluster import ClusterConfig, WorkerContext
 from launch.engine import Diverged
+from launch.failures import WorkerLost
 from launch.job import attached, command, drive, write_json
 from launch.store import StoreError, Unreachable
 from launch.tracking import SilentTracker, TrackingConfig, connect
