@@ -1,5 +1,5 @@
-"""Where the workers of a job run: in this process, in a Ray cluster started for it, or in one that
-exists.
+"""Where the workers of a job run: in this process, in a Ray cluster of its own, or in one that is
+there.
 
 Owns Ray and the process group of the workers. Refuses to know what a worker does: it calls a
 function with a dict and its place among the others, and hands back what the first one returns.
@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -24,6 +26,7 @@ import torch
 import torch.distributed as dist
 
 from launch.failures import Progress, Restarts
+from launch.signals import handler_kept
 from launch.zero import release_process_group
 
 Worker = Callable[[dict[str, Any], "WorkerContext"], dict[str, Any]]
@@ -115,8 +118,7 @@ def ray_cluster(*, silent: bool = False) -> Iterator[None]:
     cluster of our own. `silent`: what tasks and workers print stays in Ray's logs."""
     given = os.environ.get("RAY_ADDRESS")
     if not given:
-        # Left unset, a local cluster writes a token to the home folder and turns on authentication
-        # for every later one.
+        # Left unset, a local cluster writes a token and asks every later one for it.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # Printing through Ray Train's patch shows every line twice; the default poll of 2 s delays
     # every restart.
@@ -136,11 +138,11 @@ def ray_cluster(*, silent: bool = False) -> Iterator[None]:
         "runtime_env": _our_packages(),
         "log_to_driver": not silent,
     }
-    if not given:
-        # What passes through Ray is a config and a summary: the object store may be small.
+    if not given:  # what passes through Ray is a config and a summary: a small store does
         options |= {"address": "local", "object_store_memory": 200_000_000}
         options["include_dashboard"] = False
-    ray.init(**options)
+    with handler_kept(signal.SIGTERM):  # Ray's ends this process as if it had failed
+        ray.init(**options)
     try:
         yield
     finally:
@@ -216,7 +218,7 @@ def _run_on_ray(
     )
     try:
         with _telling_of_shortage(cluster):
-            result = trainer.fit()
+            result = _beside(trainer.fit)
     except ray.train.ControllerError as error:
         raise error.controller_failure from None
     finally:
@@ -224,6 +226,21 @@ def _run_on_ray(
         with contextlib.suppress(OSError):
             storage.rmdir()
     return cast(dict[str, Any], result.return_value)
+
+
+def _beside(call: Callable[[], Any]) -> Any:
+    """What `call` returns or raises, in a thread of its own: signals then reach a main thread that
+    is not inside Ray, whose own handlers turn every end by a signal into status 1."""
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="ray-train", daemon=True).start()
+    return result.result()
 
 
 @contextlib.contextmanager

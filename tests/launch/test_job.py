@@ -1,9 +1,12 @@
 """The driver: order of things, the record, the summary, and what becomes of errors."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -104,6 +107,56 @@ def test_a_folder_that_another_job_works_in_is_refused_until_that_one_is_gone(co
         holder.wait()
     assert drive(doubles, config, seed=0, inputs={}, publish=nothing)["twice"] == 14
     assert sorted(path.name for path in out.iterdir()) == ["summary.json"]
+
+
+STOPPED = """
+import sys
+from dataclasses import dataclass
+from launch.cluster import ClusterConfig
+from launch.job import command, drive
+from launch.tracking import TrackingConfig
+from sleeper import sleeps
+@dataclass(frozen=True)
+class Config:
+    cluster: ClusterConfig
+    tracking: TrackingConfig
+config = Config(ClusterConfig(workers=1, output=sys.argv[1]), TrackingConfig())
+sys.exit(command(lambda: drive(sleeps, config, seed=0, inputs={}, publish=lambda *_: {})))
+"""
+SLEEPER = """
+import time
+from pathlib import Path
+def sleeps(payload, context):
+    Path(payload["config"]["cluster"]["output"], "begun").touch()
+    time.sleep(200)
+    return {}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_job_that_is_stopped_says_so_and_is_no_success(number, tmp_path):
+    """Ray has handlers of its own, with which a stopped job ended with status 1 or by SIGABRT."""
+    (tmp_path / "main.py").write_text(STOPPED)
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    out = tmp_path / "runs/out"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    job = subprocess.Popen(
+        [sys.executable, "main.py", str(out)], cwd=tmp_path, env=clean | {"PYTHONPATH": str(ROOT)}
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not (out / "begun").exists() and time.monotonic() < deadline:
+            assert job.poll() is None
+            time.sleep(0.2)
+        job.send_signal(number)
+        assert job.wait(60) == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    finally:
+        job.kill()
+    client = connect(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    [run] = client.search_runs([client.get_experiment_by_name("mira").experiment_id])
+    assert run.info.status == "KILLED"
+    assert sorted(path.name for path in out.iterdir()) == ["begun"]
 
 
 def test_what_mlflow_did_not_take_is_delivered_before_the_model_is_published(
