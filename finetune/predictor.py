@@ -9,6 +9,7 @@ nothing that is not (`predictor_package.py`).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -173,12 +174,13 @@ class Predictor:
                 action="leave them out, or ask a model of HSTA or FaceSleuth-R",
             )
         if not isinstance(video, bytes) and not os.path.isfile(video):
-            return Prediction(name, reason="there is no such file", action=NO_FILE)
+            what = "is a folder" if os.path.isdir(video) else "there is no such file"
+            return Prediction(name, reason=what, action=NO_FILE)
         try:
             face = extract_face(video, settings=self.config.face)
             pair = self._pair(face, marks) if self.config.encoder.pair else None
         except Rejected as no:
-            return Prediction(name, reason=no.reason, action=no.action)
+            return Prediction(name, reason=no.reason, action=_without_options(no.action))
         except ModelError as no:
             reason = f"faces are found as in the training clips, and {no}"
             return Prediction(name, reason=reason, action=DETECTOR)
@@ -224,6 +226,11 @@ class Predictor:
         if outputs.affect:
             told["valence"], told["arousal"] = affect.tolist()
         return told
+
+
+def _without_options(advice: str) -> str:
+    """Ingest's advice without the options of its command, which a question does not have."""
+    return re.split(r"[;,]( or)? [^;,]*--", advice)[0]
 
 
 def _with_picture(

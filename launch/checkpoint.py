@@ -1,9 +1,10 @@
 """Checkpoints of a run: what resuming needs, on disk, whole or not at all.
 
 Owns the folder `checkpoints/` of a run: `step_000100/` holds DeepSpeed's files and meta.json, is
-written aside and renamed once every rank is done, so a folder of that name is complete. Refuses to
-know the loop, the network and the data; never publishes weights (`fp32_state` gives them to whoever
-does).
+written aside, written through to the disk and renamed once every rank is done, so a folder of that
+name is complete. One that was damaged later is set aside, and the run goes on from the one before.
+Refuses to know the loop, the network and the data; never publishes weights (`fp32_state` gives them
+to whoever does).
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ import errno
 import json
 import re
 import shutil
-import socket
-import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,10 +22,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from launch import durable
+from launch.durable import check_shared, damage, from_rank0
 from launch.zero import Zero
 
 SCHEMA = "face-checkpoint/1"
 _ASIDE = ".writing-"
+_DAMAGED = "damaged-"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,18 @@ class Resumed:
 
 class CheckpointError(ValueError):
     """A checkpoint this run cannot continue from."""
+
+
+class Damaged(CheckpointError):
+    """A checkpoint that nobody can continue from: its files are not what was written."""
+
+    def __init__(self, path: Path, why: Any):
+        super().__init__(path, str(why))  # its arguments, so that it travels between processes
+        told = str(why).strip() or type(why).__name__
+        self.path, self.what = path, f"{path} is damaged ({told.splitlines()[0]})"
+
+    def __str__(self) -> str:
+        return f"{self.what}; restore it, or delete this folder to go on without it"
 
 
 class Checkpoints:
@@ -66,9 +79,17 @@ class Checkpoints:
     def resumable(self) -> bool:
         """Whether a run would continue from here. Raises CheckpointError where a checkpoint is of
         another configuration; asked before anything starts, by one process."""
-        if path := self.latest():
-            self._check_model(path, read_meta(path))
-        return path is not None
+        damaged = None
+        for path in reversed(self._complete()):
+            try:
+                self._check_model(path, read_meta(path))
+            except Damaged as error:  # the workers set it aside
+                damaged = damaged or error
+            else:
+                return True
+        if damaged:
+            raise damaged
+        return False
 
     def save(self, zero: Zero, step: int, progress: dict[str, Any]) -> Path:
         """Write the checkpoint of `step` completed steps and drop the oldest beyond `keep`; every
@@ -78,42 +99,61 @@ class Checkpoints:
         stays.
         """
         final, aside = self.folder / f"step_{step:06d}", self.folder / f"{_ASIDE}step_{step:06d}"
-        _agree(self._lacks_room(zero) if _rank() == 0 else None)
-        if _rank() == 0:
+        if problem := from_rank0(self._lacks_room(zero) if dist.get_rank() == 0 else None):
+            raise OSError(errno.ENOSPC, problem)
+        if dist.get_rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
         dist.barrier()
         zero.settle_buffers()
         try:
-            zero.save(aside)
+            sizes = durable.through(zero.save(aside), aside)
         except (OSError, RuntimeError) as error:
             full = self._lacks_room(zero)
             shutil.rmtree(aside, ignore_errors=True)
             what = f"checkpoint of step {step} could not be written: {full or error}"
             raise OSError(errno.ENOSPC if full else errno.EIO, what) from error
-        dist.barrier()
-        if _rank() == 0:
-            self._publish(aside, final, self._meta(zero, step, progress))
+        meta = self._meta(zero, step, progress) | {"files": sizes}
+        if dist.get_rank() == 0:
+            self._publish(aside, final, meta)
         dist.barrier()
         return final
 
     def restore(self, zero: Zero) -> Resumed | None:
-        """Bring `zero` to the newest checkpoint, None where there is none; every rank calls this.
+        """Bring `zero` to the newest sound checkpoint, None where there is none; all ranks call it.
 
-        The number of ranks may differ from when it was written. Raises CheckpointError naming the
-        field or tensor where the checkpoint is of another network, and OSError where ranks do not
-        see the same folder.
+        The number of ranks may differ from when it was written. Damaged ones that are newer are
+        set aside. Raises CheckpointError naming the field or tensor where the checkpoint is of
+        another network, or where each is damaged, and OSError where ranks see different folders.
         """
-        if _rank() == 0:
+        if dist.get_rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(f"{_ASIDE}*"):
                 shutil.rmtree(left, ignore_errors=True)
         check_shared(self.folder)
-        found = _from_rank0(str(self.latest() or "") if _rank() == 0 else "")
-        return self._load(zero, Path(found)) if found else None
+        damaged: list[Damaged] = []
+        for path in from_rank0(self._complete()[::-1] if dist.get_rank() == 0 else None):
+            try:
+                meta = _inspected(path)
+            except Damaged as error:
+                damaged.append(error)
+                continue
+            if damaged and dist.get_rank() == 0:
+                self._set_aside(damaged, going_on=path)
+            return self._load(zero, path, meta)
+        if damaged:
+            raise damaged[0]
+        return None
 
-    def _load(self, zero: Zero, path: Path) -> Resumed:
-        meta = read_meta(path)
+    def _set_aside(self, damaged: list[Damaged], *, going_on: Path) -> None:
+        """Take damaged checkpoints out of the way, and say so."""
+        for error in damaged:
+            aside = error.path.with_name(f"{_DAMAGED}{error.path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            error.path.rename(aside)
+            print(f"{error.what}; kept as {aside.name}, going on from {going_on.name}", flush=True)
+
+    def _load(self, zero: Zero, path: Path, meta: dict[str, Any]) -> Resumed:
         self._check_model(path, meta)
         self._check_tensors(zero, path, meta)
         try:
@@ -122,8 +162,8 @@ class Checkpoints:
             else:
                 zero.load_repartitioned(path, meta["world"])
         except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
-            raise _damaged(path, error) from error
-        zero.loss_scale = meta["loss_scale"] if zero.loss_scale != 1.0 else 1.0
+            raise Damaged(path, error) from error
+        zero.resume_scaling(meta["loss_scale"], meta.get("good_steps", 0))
         dist.barrier()
         return Resumed(meta["step"], meta["progress"])
 
@@ -160,17 +200,18 @@ class Checkpoints:
             "world": dist.get_world_size(),
             "zero_stage": zero.stage,
             "loss_scale": zero.loss_scale,
+            "good_steps": zero.good_steps,
             "model": self.model,
             "tensors": _shapes(zero.task),
             "progress": progress,
         }
 
     def _publish(self, aside: Path, final: Path, meta: dict[str, Any]) -> None:
-        (aside / "meta.json").write_text(json.dumps(meta, indent=1, allow_nan=False))
+        durable.write_through(aside / "meta.json", json.dumps(meta, indent=1, allow_nan=False))
         replaced = self.folder / f"{_ASIDE}replaced"
         if final.exists():  # a run that went back to an earlier checkpoint comes by again
             final.rename(replaced)
-        aside.rename(final)
+        durable.rename_through(aside, final)
         for old in [replaced, *self._complete()[: -self.keep]]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -202,8 +243,8 @@ def read_meta(path: Path) -> dict[str, Any]:
     """meta.json of a checkpoint. Raises CheckpointError for another schema."""
     try:
         meta = json.loads((path / "meta.json").read_text())
-    except ValueError as error:
-        raise _damaged(path, error) from error
+    except (ValueError, OSError) as error:
+        raise Damaged(path, error) from error
     if meta.get("schema") != SCHEMA:
         raise CheckpointError(
             f"{path}: schema {meta.get('schema')!r}, this version reads {SCHEMA!r}; "
@@ -212,11 +253,18 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    what = str(error).strip().split("\n")[0]
-    return CheckpointError(
-        f"{path} is damaged ({what}); delete this folder to continue from the checkpoint before it"
-    )
+def _inspected(path: Path) -> dict[str, Any]:
+    """meta.json of a checkpoint whose files are as they were written; the same on every rank."""
+    try:
+        meta: Any = read_meta(path) if dist.get_rank() == 0 else None
+    except CheckpointError as error:
+        meta = error
+    meta = from_rank0(meta)
+    if isinstance(meta, CheckpointError):
+        raise meta
+    if what := damage(path, meta.get("files", {})):  # without a list: by an earlier version
+        raise Damaged(path, what)
+    return meta
 
 
 def fp32_state(task: nn.Module) -> dict[str, Tensor]:
@@ -235,40 +283,6 @@ def fp32_state(task: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def check_shared(folder: Path, *, patience: float = 10.0) -> None:
-    """Raise OSError unless every rank sees what rank 0 writes into `folder`. Every rank calls this.
-
-    Network file systems may cache the list of a folder; a rank looks again for `patience` seconds.
-    """
-    token = folder / f".shared-{_from_rank0(uuid.uuid4().hex)}"
-    if _rank() == 0:
-        token.write_text(socket.gethostname())
-    dist.barrier()
-    seen = _appears(token, patience)
-    hosts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(hosts, (socket.gethostname(), seen))
-    if _rank() == 0:
-        token.unlink(missing_ok=True)
-    blind = [f"rank {rank} on {host}" for rank, (host, ok) in enumerate(hosts) if not ok]
-    if blind:
-        raise OSError(
-            errno.ENOENT,
-            f"the output folder is not shared across nodes: {', '.join(blind)} cannot see what "
-            f"rank 0 on {hosts[0][0]} wrote; put --cluster.output on a file system that all nodes "
-            "mount at the same path",
-            str(folder),
-        )
-
-
-def _appears(path: Path, patience: float) -> bool:
-    end = time.monotonic() + patience
-    while not path.exists():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.2)
-    return True
-
-
 def _differences(theirs: Any, ours: Any, at: str = "model") -> dict[str, tuple[Any, Any]]:
     if isinstance(theirs, dict) and isinstance(ours, dict):
         found = {}
@@ -280,20 +294,3 @@ def _differences(theirs: Any, ours: Any, at: str = "model") -> dict[str, tuple[A
 
 def _shapes(task: nn.Module) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in task.state_dict().items()}
-
-
-def _rank() -> int:
-    return dist.get_rank()
-
-
-def _from_rank0(value: str) -> str:
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def _agree(problem: str | None) -> None:
-    """Raise OSError (no space left) on every rank if rank 0 has a problem."""
-    problem = _from_rank0(problem or "")
-    if problem:
-        raise OSError(errno.ENOSPC, problem)

@@ -1,5 +1,5 @@
-"""Where the workers of a job run: in this process, in a Ray cluster started for it, or in one that
-exists.
+"""Where the workers of a job run: in this process, in a Ray cluster of its own, or in one that is
+there.
 
 Owns Ray and the process group of the workers. Refuses to know what a worker does: it calls a
 function with a dict and its place among the others, and hands back what the first one returns.
@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,7 +25,8 @@ from typing import Any, Literal, cast
 import torch
 import torch.distributed as dist
 
-from launch.failures import is_lost_process, mended_by_restart, told
+from launch.failures import Progress, Restarts
+from launch.signals import handler_kept
 from launch.zero import release_process_group
 
 Worker = Callable[[dict[str, Any], "WorkerContext"], dict[str, Any]]
@@ -39,8 +43,8 @@ class ClusterConfig:
     cpus_per_worker: int = 1
     """CPU cores of one worker: threads of its matrix products; its data loaders share them."""
     max_failures: int = 3
-    """How often lost workers are replaced, each time going on from the last checkpoint, before the
-    job fails."""
+    """How often in a row lost workers are replaced before the job fails, each time going on from
+    the last checkpoint. A new checkpoint starts the count again: a run of months meets more."""
     output: str = ""
     """Folder of the run: checkpoints, results, logs. On several nodes it must lie on storage that
     all of them share."""
@@ -62,15 +66,18 @@ class WorkerContext:
     device: torch.device
 
 
-class WorkerLost(RuntimeError):
-    """Workers were lost more often than `max_failures` allows."""
-
-
-def launch(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> dict[str, Any]:
+def launch(
+    worker: Worker,
+    config: dict[str, Any],
+    cluster: ClusterConfig,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Run `worker(config, context)` on every worker and return what rank 0 returned.
 
     Each worker has a process group (nccl on GPUs, gloo otherwise) when it is called. When a worker
-    is lost, all are started again, up to `max_failures` times; continuing from a checkpoint is the
+    is lost, all are started again, up to `max_failures` times in a row without `progress`, which
+    returns another value whenever the job has got further; continuing from a checkpoint is the
     worker function's part. Paths in `config` must be absolute: workers run in folders of their own.
 
     Raises what a worker raised; ValueError where the cluster lacks the CPUs or GPUs; WorkerLost.
@@ -82,7 +89,7 @@ def launch(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> di
             "cluster.output is empty: name the folder of the run with --cluster.output FOLDER"
         )
     with ray_cluster():
-        return _run_on_ray(worker, config, cluster)
+        return _run_on_ray(worker, config, cluster, progress)
 
 
 def _run_here(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> dict[str, Any]:
@@ -111,8 +118,7 @@ def ray_cluster(*, silent: bool = False) -> Iterator[None]:
     cluster of our own. `silent`: what tasks and workers print stays in Ray's logs."""
     given = os.environ.get("RAY_ADDRESS")
     if not given:
-        # Left unset, a local cluster writes a token to the home folder and turns on authentication
-        # for every later one.
+        # Left unset, a local cluster writes a token and asks every later one for it.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # Printing through Ray Train's patch shows every line twice; the default poll of 2 s delays
     # every restart.
@@ -132,11 +138,11 @@ def ray_cluster(*, silent: bool = False) -> Iterator[None]:
         "runtime_env": _our_packages(),
         "log_to_driver": not silent,
     }
-    if not given:
-        # What passes through Ray is a config and a summary: the object store may be small.
+    if not given:  # what passes through Ray is a config and a summary: a small store does
         options |= {"address": "local", "object_store_memory": 200_000_000}
         options["include_dashboard"] = False
-    ray.init(**options)
+    with handler_kept(signal.SIGTERM):  # Ray's ends this process as if it had failed
+        ray.init(**options)
     try:
         yield
     finally:
@@ -178,7 +184,9 @@ def check_capacity(cluster: ClusterConfig) -> int:
     return room
 
 
-def _run_on_ray(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> dict[str, Any]:
+def _run_on_ray(
+    worker: Worker, config: dict[str, Any], cluster: ClusterConfig, progress: Progress | None
+) -> dict[str, Any]:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
@@ -202,26 +210,60 @@ def _run_on_ray(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) 
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[_failure_callback(cluster.max_failures)],
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # the callback counts
+            callbacks=[_failure_callback(cluster.max_failures, progress)],
             logging_config=LoggingConfig(log_level="CRITICAL"),  # what fails is said once, by us
             worker_runtime_env=_our_packages(),
         ),
     )
     try:
-        result = trainer.fit()
+        with _telling_of_shortage(cluster):
+            result = _beside(trainer.fit)
     except ray.train.ControllerError as error:
         raise error.controller_failure from None
-    except ray.train.WorkerGroupError as error:
-        raise WorkerLost(
-            f"{told(error.worker_failures)}; that was failure {cluster.max_failures + 1}, "
-            f"--cluster.max_failures allows {cluster.max_failures}"
-        ) from None
     finally:
         shutil.rmtree(storage / name, ignore_errors=True)  # Ray's own; nothing of ours is there
         with contextlib.suppress(OSError):
             storage.rmdir()
     return cast(dict[str, Any], result.return_value)
+
+
+def _beside(call: Callable[[], Any]) -> Any:
+    """What `call` returns or raises, in a thread of its own: signals then reach a main thread that
+    is not inside Ray, whose own handlers turn every end by a signal into status 1."""
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="ray-train", daemon=True).start()
+    return result.result()
+
+
+@contextlib.contextmanager
+def _telling_of_shortage(cluster: ClusterConfig, *, every: float = 20.0) -> Iterator[None]:
+    """Say so when nodes are gone and the workers no longer fit: Ray waits for ever, in silence."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        short = False
+        while not ended.wait(every):
+            try:
+                check_capacity(cluster)
+                short = False
+            except ValueError as error:
+                if not short:
+                    print(f"waiting until all workers fit: {error}", flush=True)
+                short = True
+
+    threading.Thread(target=watch, name="capacity", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def _worker_main(loop: dict[str, Any]) -> dict[str, Any]:
@@ -242,26 +284,17 @@ def _worker_main(loop: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
-def _failure_callback(max_failures: int) -> Any:
+def _failure_callback(max_failures: int, progress: Progress | None) -> Any:
     """Called in Ray's controller when workers failed: says so, and ends the job where a restart
-    cannot help."""
+    cannot help, or has not."""
     from ray.train import UserCallback
 
     class Failures(UserCallback):
-        count = 0
+        restarts = Restarts(max_failures, progress)
 
         def after_exception(
             self, run_context: Any, worker_exceptions: dict[int, Exception]
         ) -> None:
-            lost = any(is_lost_process(error) for error in worker_exceptions.values())
-            for _, error in sorted(worker_exceptions.items()):
-                if not lost and not mended_by_restart(error):
-                    raise error
-            self.count += 1
-            then = "starting again" if self.count <= max_failures else "giving up"
-            print(
-                f"{told(worker_exceptions)}; failure {self.count}, {max_failures} allowed: {then}",
-                flush=True,
-            )
+            print(self.restarts.after(worker_exceptions), flush=True)
 
     return Failures()

@@ -83,7 +83,7 @@ def road(config: DemoConfig, out: Path) -> list[tuple[str, str, str]]:
     videos, annotations = source_videos(config, out)
     shards = out / ("shards" if config.videos is None else f"shards-{Path(config.videos).name}")
     ingest(videos, annotations, shards, reuse=config.videos is None)
-    rows = [("videos", str(videos), ""), shard_row(shards)]
+    rows = [video_row(videos, shards), shard_row(shards)]
     tracking = ["--tracking.uri", f"sqlite:///{out / 'mlflow.db'}"]
     with local_head(cpus=WORKERS) as head:
         submit = ["ray", "job", "submit", "--address", head, "--working-dir", str(ROOT), "--"]
@@ -162,6 +162,13 @@ def unseen(shards: Path) -> dict[str, Any]:
     records = [json.loads(line)["record"] for line in lines]
     tested = [record for record in records if record["split"] == "test"]
     return next((record for record in tested if record["label"] != "neutral"), tested[0])
+
+
+def video_row(videos: Path, shards: Path) -> tuple[str, str, str]:
+    """How many videos gave the clips."""
+    lines = [line for p in sorted(shards.glob("*.index.jsonl")) for line in p.open()]
+    paths = {json.loads(line)["record"]["path"] for line in lines}
+    return "videos", f"{len(paths)} with a face", str(videos)
 
 
 def shard_row(shards: Path) -> tuple[str, str, str]:

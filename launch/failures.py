@@ -1,17 +1,58 @@
-"""Which failures of workers a restart mends, and how they are told.
+"""Which failures of workers a restart mends, how often in a row, and how they are told.
 
 Owns the reading of exceptions. Refuses to know who starts workers and who logs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-# How errors of a lost peer, a broken connection or a sick device read; a restart mends these.
-_TORN = ("gloo", "nccl", "connection", "socket", "cuda error", "timed out")
+# How errors of a lost peer or loader process, a broken connection or a sick device read; a restart
+# mends these.
+_TORN = ("gloo", "nccl", "connection", "socket", "cuda error", "[cuda]", "cudnn", "timed out")
+_TORN += ("dataloader worker",)
+
+
+Progress = Callable[[], Any]
+"""How far a job has got; it is asked in another process, on any node."""
+
+
+class WorkerLost(RuntimeError):
+    """Workers were lost more often than `max_failures` allows."""
+
+
+class Restarts:
+    """Allows `max_failures` in a row between which `progress` returns the same."""
+
+    def __init__(self, max_failures: int, progress: Progress | None):
+        self._allowed, self._progress = max_failures, progress
+        self._count, self._reached = 0, None
+
+    def after(self, failures: dict[int, Exception]) -> str:
+        """What to say before workers are started again. Raises the failure that no restart mends,
+        or WorkerLost."""
+        lost = any(is_lost_process(error) for error in failures.values())
+        for _, error in sorted(failures.items()):
+            if not lost and not mended_by_restart(error):
+                raise error
+        reached = self._reached
+        with contextlib.suppress(OSError):  # storage that hiccups may be why they failed
+            reached = self._progress() if self._progress else None
+        self._count = self._count + 1 if reached == self._reached else 1
+        self._reached = reached
+        if self._count > self._allowed:
+            since = " in a row without a new checkpoint" if self._progress else ""
+            raise WorkerLost(
+                f"{told(failures)}; that was failure {self._count}{since}, --cluster.max_failures "
+                f"allows {self._allowed}"
+            )
+        return f"{told(failures)}; failure {self._count}, {self._allowed} allowed: starting again"
 
 
 def mended_by_restart(error: Exception) -> bool:

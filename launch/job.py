@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launch.checkpoint import Checkpoints
-from launch.cluster import ClusterConfig, WorkerContext, WorkerLost, launch
+from launch.claim import claimed
+from launch.cluster import ClusterConfig, WorkerContext, launch
 from launch.config import to_dict
 from launch.engine import Diverged, Summary
+from launch.failures import WorkerLost
 from launch.provenance import Input, provenance
 from launch.record import closing_run, continue_run, create_run, remember
+from launch.store import StoreError, wait_until_usable
 from launch.task import Tracker as TrackerProtocol
 from launch.tracking import RunHandle, SilentTracker, Tracker, TrackingConfig
 
@@ -60,26 +63,55 @@ def drive(
 
     Returns:
         The summary, which also lies in `summary.json` of the output folder.
+
+    Raises ValueError where another job works in that folder.
     """
     output = Path(config.cluster.output)
     output.mkdir(parents=True, exist_ok=True)
-    origin = provenance(seed=seed, inputs=inputs)
-    data = to_dict(config)
-    known = {"output": str(output), "config": data, "origin": origin}
-    kept = checkpoints(origin) if checkpoints else None
+    with claimed(output):
+        origin = provenance(seed=seed, inputs=inputs)
+        kept = checkpoints(origin) if checkpoints else None
+        handle = _open_run(config, output, origin, kept)
+        with closing_run(handle):
+            payload = {"config": to_dict(config), "run": list(handle), "origin": origin}
+            progress = None if kept is None else kept.latest
+            result = launch(worker, payload, config.cluster, progress=progress)
+            result |= {"run_id": handle.run_id, "tracking_uri": handle.uri, "output": str(output)}
+            _deliver_rest(handle, output, config.tracking.patience)
+            result |= publish(handle, output, result)
+        write_json(output / "summary.json", result)
+    return result
+
+
+def _open_run(
+    config: JobConfig, output: Path, origin: Mapping[str, str], kept: Checkpoints | None
+) -> RunHandle:
+    """The run that the checkpoints belong to, or a new one."""
+    known = {"output": str(output), "config": to_dict(config), "origin": origin}
     handle = None
     if kept is not None and kept.resumable():
         handle = continue_run(kept.folder, config.tracking, **known)
     handle = handle or create_run(config.tracking, **known)
     if kept is not None:
         remember(handle, kept.folder)
-    with closing_run(handle):
-        payload = {"config": data, "run": list(handle), "origin": origin}
-        result = launch(worker, payload, config.cluster)
-        result |= {"run_id": handle.run_id, "tracking_uri": handle.uri, "output": str(output)}
-        result |= publish(handle, output, result)
-    write_json(output / "summary.json", result)
-    return result
+    return handle
+
+
+def _outbox(output: str | Path, run_id: str) -> Path:
+    return Path(output, ".outbox", run_id)
+
+
+def _deliver_rest(handle: RunHandle, output: Path, patience: float) -> None:
+    """Wait until MLflow can be told how the job ended, and tell it what the workers could not."""
+    try:
+        wait_until_usable(handle.uri, patience)
+    except StoreError as away:
+        raise StoreError(
+            f"what was to be done is done and lies in {output}, but {away} Then give the same "
+            "command again: it delivers what is kept and publishes"
+        ) from away
+    if (outbox := _outbox(output, handle.run_id)).is_dir():
+        Tracker(*handle, outbox=outbox, system_metrics_seconds=0).close(patience)
 
 
 def identity(config: Mapping[str, Any], origin: Mapping[str, str]) -> dict[str, Any]:
@@ -102,14 +134,17 @@ def identity(config: Mapping[str, Any], origin: Mapping[str, str]) -> dict[str, 
 def attached(
     payload: Mapping[str, Any], context: WorkerContext, *, files: Sequence[Path] = ()
 ) -> Iterator[TrackerProtocol]:
-    """In a worker: the run's tracker on rank 0, a silent one elsewhere; flushed at the end.
+    """In a worker: the run's tracker on rank 0, a silent one elsewhere; flushed at the end. What
+    MLflow did not take by then stays in the output folder, for the next worker or the driver.
 
     `files` are logged then, those that are there, however the run ends.
     """
     if context.rank:
         yield SilentTracker()
         return
-    tracker = Tracker(*payload["run"])
+    uri, run_id = payload["run"]
+    output = payload["config"]["cluster"]["output"]
+    tracker = Tracker(uri, run_id, outbox=_outbox(output, run_id))
     try:
         yield tracker
     finally:

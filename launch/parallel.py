@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from launch.cluster import ClusterConfig, WorkerLost, check_capacity, ray_cluster
-from launch.failures import is_lost_process, mended_by_restart
+from launch.cluster import ClusterConfig, check_capacity, ray_cluster
+from launch.failures import WorkerLost, is_lost_process, mended_by_restart
 
 Body = Callable[[dict[str, Any]], dict[str, Any]]
 """A function at the top of a module that all nodes can import."""

@@ -31,6 +31,18 @@ def termination_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def handler_kept(number: signal.Signals) -> Iterator[None]:
+    """The handler of a signal is afterwards what it was, whatever a library sets in the block."""
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        mine = threading.current_thread() is threading.main_thread()
+        if mine and before not in (None, signal.SIG_DFL):
+            signal.signal(number, before)
+
+
 def status_after(error: BaseException) -> str:
     """KILLED where the exception says that somebody stopped the job, else FAILED."""
     stopped = isinstance(error, KeyboardInterrupt)

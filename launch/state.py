@@ -74,11 +74,17 @@ class State:
             for name in _KEPT:
                 setattr(self, name, resumed.progress[name])
             self.say(f"resumed at step {self.step} from {checkpoints.folder}")
+            before = resumed.progress.get("total", self.total)
+            if before != self.total:
+                self.say(
+                    f"this was a run of {before} steps, now of {self.total}: the learning rate "
+                    "follows the new length"
+                )
         source.start(self.step)
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint keeps of this."""
-        return {name: getattr(self, name) for name in _KEPT}
+        return {name: getattr(self, name) for name in (*_KEPT, "total")}
 
     @property
     def may_save(self) -> bool:

@@ -1,16 +1,21 @@
 """Where MLflow keeps things: which URIs are usable, whether the place answers, which folder.
 
-Owns the checking of a store's URI and of names in it. Refuses to know what is written there.
+Owns the checking of a store's URI and of names in it, and the connection. Refuses to know what is
+written there. MLflow is imported where it is used, so that ranks which log nothing do not carry it.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
@@ -18,6 +23,10 @@ SERVERS = ("http", "https", "databricks")
 
 class StoreError(ValueError):
     """The MLflow store, or a thing asked of it, does not exist or cannot be used as configured."""
+
+
+class Unreachable(StoreError):
+    """Nothing answers there now; the same question may be answered later."""
 
 
 def store_uri(uri: str, output: str) -> str:
@@ -55,6 +64,33 @@ def require_usable(uri: str) -> None:
         _require_answer(uri)
     elif uri.startswith("sqlite:"):
         _require_folder(Path(sqlite_path(uri)).parent)
+
+
+def wait_until_usable(uri: str, seconds: float) -> None:
+    """As `require_usable`, and wait so long for a server that does not answer."""
+    end, pause, told = time.monotonic() + seconds, 1.0, False
+    while True:
+        try:
+            return require_usable(uri)
+        except Unreachable as away:
+            if time.monotonic() + pause > end:
+                raise
+            if not told:
+                print(f"waiting for MLflow, at most {seconds:.0f} s: {away}", flush=True)
+        told = True
+        time.sleep(pause)
+        pause = min(30.0, 2 * pause)
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the store at a complete `uri`, which is known to answer. Raises StoreError."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else a screen of schema migrations
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    require_usable(uri)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(uri, registry_uri=uri)
 
 
 def experiment_id(client: Any, name: str, *, uri: str, output: str) -> str:
@@ -113,7 +149,7 @@ def _require_answer(uri: str) -> None:
         return  # something answers; what it thinks of our requests is for MLflow to say
     except OSError as error:
         why = getattr(error, "reason", error)
-        raise StoreError(
+        raise Unreachable(
             f"no MLflow server answers at {uri} ({why}). Start it (mlflow server --port 5000 "
             "--backend-store-uri sqlite:////folder/mlflow.db) or correct tracking.uri; left empty, "
             "an SQLite file beside the output folder is used."

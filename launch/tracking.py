@@ -9,23 +9,26 @@ nothing do not carry it.
 from __future__ import annotations
 
 import io
-import os
+import shutil
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from launch.store import StoreError, check_names, require_usable
+from launch.delivery import Delivery
+from launch.outbox import Outbox
+from launch.store import StoreError, check_names, connect
 
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+__all__ = ["RunHandle", "SilentTracker", "Tracker", "TrackingConfig", "connect", "latest"]
 
-BACKLOG = 1000  # messages with figures under way, before the sender waits
+CLOSING = 30.0  # seconds that the end of a worker waits for a store that takes nothing
 
 
 class RunHandle(NamedTuple):
@@ -52,62 +55,58 @@ class TrackingConfig:
     """Alias that then points at the new version, as in models:/NAME@ALIAS."""
     parent: str = ""
     """Identity of the run that this one is listed under, such as a study's; empty: none."""
+    patience: float = 3600.0
+    """Seconds that a finished job waits for an MLflow that does not answer, before it ends with an
+    error. While it runs it needs none: what it has to tell is kept on disk and delivered later."""
 
     def __post_init__(self) -> None:
         check_names(self.register, self.alias)
 
 
-def connect(uri: str) -> MlflowClient:
-    """A client of the store at a complete `uri`, which is known to answer. Raises StoreError."""
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else a screen of schema migrations
-    # One sender keeps the order of the figures, so the last step there means all before it.
-    os.environ["MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE"] = "1"
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    require_usable(uri)
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(uri, registry_uri=uri)
-
-
 class Tracker:
     """Writes to a run that exists; after a restart of the job a new one continues.
 
-    Figures leave in the background. A figure of a step that the run already holds (steps replayed
-    after a restart) is dropped, so every step appears once.
+    Everything is put into an outbox on disk and leaves in the background: training never waits for
+    MLflow, and what MLflow does not take stays there until it does, also for the next process. A
+    figure of a step that the run already holds (steps replayed after a restart) is dropped.
     """
 
-    def __init__(self, uri: str, run_id: str, *, system_metrics_seconds: float = 10.0):
-        """Attach. `system_metrics_seconds`: how often the machine's load is sampled; 0: never."""
+    def __init__(
+        self,
+        uri: str,
+        run_id: str,
+        *,
+        outbox: Path | None = None,
+        system_metrics_seconds: float = 10.0,
+    ):
+        """Attach.
+
+        Args:
+            outbox: folder of the run's messages; None: one that lasts no longer than this.
+            system_metrics_seconds: how often the machine's load is sampled; 0: never.
+
+        Raises StoreError where there is no such run; that MLflow is away is no error.
+        """
         self.handle = RunHandle(uri, run_id)
-        self._client = connect(uri)
-        self._last_step = _last_steps(self._client, self.handle)
-        self._client.update_run(run_id, status="RUNNING")
-        self._pending: list[Any] = []
-        self._lost: list[str] = []
-        self._monitor = self._watch(system_metrics_seconds) if system_metrics_seconds else None
+        self._own = Path(tempfile.mkdtemp(prefix="outbox-")) if outbox is None else None
+        self._outbox = Outbox(outbox or Path(self._own or "", "messages"))
+        self._delivery = Delivery(uri, run_id, self._outbox)
+        self._load = None
+        if system_metrics_seconds:
+            self._load = _Load(self.handle, self.log, system_metrics_seconds)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Figures of one step; returns at once."""
-        from mlflow.entities import Metric
-
-        new = {k: v for k, v in metrics.items() if step > self._last_step.get(k, -1)}
-        if not new:
-            return
-        self._last_step.update(dict.fromkeys(new, step))
+        values = {name: float(value) for name, value in metrics.items()}
         now = time.time_ns() // 1_000_000
-        rows = [Metric(k, float(v), now, step) for k, v in new.items()]
-        self._wait_for(len(self._pending) - BACKLOG)
-        self._pending.append(
-            self._client.log_batch(self.handle.run_id, metrics=rows, synchronous=False)
-        )
+        self._outbox.put_figures(values, step=step, milliseconds=now)
+        self._delivery.wake()
 
     def log_file(self, path: str, artifact_dir: str = "") -> None:
-        """Store a file, or a folder with everything in it, under `artifact_dir` of the run."""
-        if Path(path).is_dir():
-            self._client.log_artifacts(self.handle.run_id, path, artifact_dir or None)
-        else:
-            self._client.log_artifact(self.handle.run_id, path, artifact_dir or None)
+        """Store a file, or a folder with everything in it, under `artifact_dir` of the run; as it
+        is now."""
+        self._outbox.put_files(Path(path), artifact_dir)
+        self._delivery.wake()
 
     def figure(self, name: str, image: str | bytes | np.ndarray, step: int | None = None) -> None:
         """Store a picture as `pictures/NAME.png`, or `pictures/NAME_step_000100.png`.
@@ -121,45 +120,67 @@ class Tracker:
             path.write_bytes(_png(image))
             self.log_file(str(path), "pictures")
 
-    def flush(self) -> None:
-        """Wait until every figure has arrived. Raises StoreError where some did not."""
-        self._wait_for(len(self._pending))
-        lost, self._lost = self._lost, []
-        if lost:
+    def flush(self, seconds: float | None = None) -> None:
+        """Wait until everything has arrived, at most `seconds` (None: `CLOSING`). Raises StoreError
+        where something did not."""
+        left = self._delivery.wait(CLOSING if seconds is None else seconds)
+        refused, self._delivery.refused = self._delivery.refused, []
+        where = f"MLflow at {self.handle.uri}"
+        if refused:
+            kept = "" if self._own else f" and lie in {self._outbox.folder}"
             raise StoreError(
-                f"{len(lost)} messages with figures did not reach MLflow at {self.handle.uri}; "
-                f"the first: {lost[0]}"
+                f"{len(refused)} messages were refused by {where}{kept}; the first: {refused[0]}"
             )
+        if left:
+            kept = "are lost" if self._own else f"are kept in {self._outbox.folder}"
+            raise StoreError(f"{left} messages did not reach {where} and {kept}")
 
-    def close(self) -> None:
+    def close(self, seconds: float | None = None) -> None:
         """Stop watching the machine and flush. How the run ended is for the driver to say.
 
-        Lost figures are a warning here: they do not make a finished training worthless.
+        What did not arrive is a warning here: it does not make a finished training worthless.
         """
-        if self._monitor:
-            self._monitor.finish()
-            self._monitor = None
+        if self._load:
+            self._load.close()
+            self._load = None
         try:
-            self.flush()
+            self.flush(seconds)
         except StoreError as lost:
             warnings.warn(str(lost), stacklevel=2)
+        self._delivery.close()
+        self._outbox.close()
+        if self._own:
+            shutil.rmtree(self._own, ignore_errors=True)
 
-    def _wait_for(self, count: int) -> None:
-        """Wait for the oldest `count` messages."""
-        waiting, self._pending = self._pending[: max(count, 0)], self._pending[max(count, 0) :]
-        self._lost += [reason for sent in waiting if (reason := _failure(sent))]
 
-    def _watch(self, seconds: Any) -> Any:
+class _Load:
+    """Samples the load of this machine as MLflow does, every `seconds`, and logs it.
+
+    MLflow's own thread ends for good when the server is away once.
+    """
+
+    def __init__(self, handle: RunHandle, log: Any, seconds: float):
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        monitor = SystemMetricsMonitor(
-            self.handle.run_id,
-            sampling_interval=seconds,
-            resume_logging=True,
-            tracking_uri=self.handle.uri,
-        )
-        monitor.start()
-        return monitor
+        self._sampler = SystemMetricsMonitor(handle.run_id, tracking_uri=handle.uri)
+        self._log, self._seconds, self._stop = log, seconds, threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="machine-load", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5.0)
+
+    def _loop(self) -> None:
+        self._sampler.collect_metrics()
+        while not self._stop.wait(self._seconds):
+            self._sampler.collect_metrics()
+            load = self._sampler.aggregate_metrics()
+            for monitor in self._sampler.monitors:
+                monitor.clear_metrics()
+            with suppress(OSError):  # a full disk; the training says so
+                # The step is the time: it grows over restarts, whoever is asked.
+                self._log({f"system/{k}": v for k, v in load.items()}, int(time.time()))
 
 
 class SilentTracker:
@@ -193,29 +214,8 @@ def _png(image: str | bytes | np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _last_steps(client: MlflowClient, handle: RunHandle) -> dict[str, int]:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(handle.run_id)
-    except MlflowException as error:
-        raise StoreError(f"no run {handle.run_id} in {handle.uri}: {error}") from error
-    return {metric.key: metric.step for metric in run.data.to_proto().metrics}
-
-
 def latest(handle: RunHandle, name: str) -> tuple[int | None, float]:
     """The last step of a figure, and its value there; None before the first."""
     run = connect(handle.uri).get_run(handle.run_id)
     found = [metric for metric in run.data.to_proto().metrics if metric.key == name]
     return (found[0].step, found[0].value) if found else (None, 0.0)
-
-
-def _failure(sent: Any) -> str:
-    """Why a message that was sent in the background did not arrive; empty if it did."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        sent.wait()
-    except MlflowException as error:
-        return str(error)
-    return ""

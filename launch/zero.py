@@ -30,6 +30,9 @@ LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 TAG = "deepspeed"
 """The folder DeepSpeed's own files are in, inside a checkpoint."""
 
+WEIGHTS = "mp_rank_00_model_states.pt"
+"""The file with the weights, written by rank 0."""
+
 _FIRST_LOSS_SCALE = 2.0**16
 _GROW_EVERY = 2000
 
@@ -93,7 +96,7 @@ class Zero:
     ):
         self.task, self.stage, self.clip_grad = task.to(device), stage, clip_grad
         self.loss_scale = _FIRST_LOSS_SCALE if precision == "fp16" else 1.0
-        self._dynamic, self._good_steps = precision == "fp16", 0
+        self._dynamic, self.good_steps = precision == "fp16", 0
         self._buffers: list[Tensor] = []
         deepspeed = _import_deepspeed(device)
         groups = _checked_groups(cast(Any, task).param_groups(weight_decay))
@@ -158,10 +161,10 @@ class Zero:
         (Micikevicius 2018)."""
         if not self._dynamic:
             return
-        self._good_steps = self._good_steps + 1 if applied else 0
+        self.good_steps = self.good_steps + 1 if applied else 0
         if not applied:
             self.loss_scale = max(1.0, self.loss_scale / 2)
-        elif self._good_steps % _GROW_EVERY == 0:
+        elif self.good_steps % _GROW_EVERY == 0:
             self.loss_scale *= 2
 
     def settle_buffers(self) -> None:
@@ -169,15 +172,32 @@ class Zero:
         for buffer in self.task.buffers():
             torch.distributed.broadcast(buffer, src=0)
 
-    def save(self, folder: Path) -> None:
-        """Write DeepSpeed's files to `folder`/TAG; every rank calls this."""
+    def resume_scaling(self, loss_scale: float, good_steps: int) -> None:
+        """Go on with the loss scale of a checkpoint; one that was trained without has 1."""
+        if self._dynamic and loss_scale > 1.0:
+            self.loss_scale, self.good_steps = loss_scale, good_steps
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write DeepSpeed's files to `folder`/TAG; every rank calls this. Returns those of this
+        rank."""
         self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        rank = torch.distributed.get_rank()
+        mine = list((folder / TAG).glob(f"*pp_rank_{rank}_*.pt"))
+        return [*mine, folder / TAG / WEIGHTS] if rank == 0 else mine
 
     def load(self, folder: Path) -> None:
         """Read `folder`/TAG, written by as many ranks as there are now and, for stage 0, by any
         number."""
+        own = self._settings()
         path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         assert path is not None, f"DeepSpeed read nothing from {folder}"
+        for group, settings in zip(self.engine.optimizer.param_groups, own, strict=True):
+            group.update(settings)
+
+    def _settings(self) -> list[dict[str, Any]]:
+        """What this run asks of each parameter group: a checkpoint brings its own."""
+        names = ("weight_decay", "betas", "lr_scale")
+        return [{n: group[n] for n in names} for group in self.engine.optimizer.param_groups]
 
     def load_repartitioned(self, folder: Path, world: int) -> None:
         """Read `folder`/TAG as `world` ranks wrote it, on any number of ranks (stages 1 and 2)."""

@@ -27,6 +27,8 @@ WALLS = {  # a third party → the files or folders that may name it
     "ray": ("launch/cluster.py", "launch/parallel.py", "shards/ingest/"),
     "deepspeed": ("launch/engine.py", "launch/zero.py", "launch/checkpoint.py"),
     "mlflow": (
+        "launch/store.py",
+        "launch/delivery.py",
         "launch/tracking.py",
         "launch/record.py",
         "launch/registry.py",

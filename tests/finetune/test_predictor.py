@@ -217,6 +217,16 @@ def test_a_bad_video_gets_a_reason_and_the_others_their_answers(predictor, video
     assert_same(found[0], answers(predictor, videos[:1])[0])
 
 
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real videos are not in this repository")
+def test_a_video_without_a_face_and_a_folder_get_advice_that_fits_a_question(tmp_path):
+    """Ingest would name its options, which whoever asks a model does not have."""
+    predictor = Predictor(classifier(), replace(CONFIG, face=IngestSettings(size=64)), device="cpu")
+    none = str(REAL.parent / "bad/no_face.mp4")
+    faceless, folder = answers(predictor, [none, str(tmp_path)])
+    assert faceless.reason.startswith("no face") and faceless.action == "leave it out"
+    assert folder.reason == "is a folder" and "path on the machine" in folder.action
+
+
 def test_a_picture_is_made_when_it_is_asked_for(predictor, videos):
     [answer] = answers(predictor, videos[:1], pictures=True)
     assert answer.picture.startswith(b"\x89PNG")

@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from launch.checkpoint import Checkpoints, check_shared, fp32_state
+from launch.checkpoint import Checkpoints, fp32_state
 from launch.cluster import WorkerContext
+from launch.durable import check_shared
 from launch.engine import RunConfig, fit
 from launch.zero import Zero
 from tests.launch.toy import MemoryTracker, ToyStream, ToyTask, here
@@ -84,17 +85,16 @@ def _rank_of_two(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def _zero(context, task=None, stage=1):
+def _zero(context, task=None, stage=1, **changes):
+    values = {"precision": "fp32", "weight_decay": 0.05, "betas": (0.9, 0.95)} | changes
     return Zero(
         task or ToyTask(),
         device=context.device,
         stage=stage,
-        precision="fp32",
         micro_batch=4,
         accumulation=1,
         clip_grad=None,
-        weight_decay=0.05,
-        betas=(0.9, 0.95),
+        **values,
     )
 
 
@@ -182,13 +182,103 @@ def test_checkpoint_of_another_schema_is_refused_with_both_versions(tmp_path):
     assert "'face-checkpoint/9'" in told and "'face-checkpoint/1'" in told
 
 
-@pytest.mark.parametrize("name", ["meta.json", "deepspeed/mp_rank_00_model_states.pt"])
-def test_damaged_checkpoint_is_named_with_what_to_do(name, tmp_path):
+WEIGHTS = "deepspeed/mp_rank_00_model_states.pt"
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-500])
+
+
+def flip(file: Path) -> None:
+    """One bit in the middle: the size stays, and torch would read it without a word."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [("meta.json", cut), (WEIGHTS, cut), (WEIGHTS, flip), (WEIGHTS, Path.unlink)],
+)
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(name, spoil, tmp_path, capsys):
     here(lambda context: train(tmp_path, 4, context))
-    damaged = tmp_path / "step_000004" / name
-    damaged.write_bytes(damaged.read_bytes()[:-500])
+    spoil(tmp_path / "step_000004" / name)
+    assert Checkpoints(tmp_path).resumable()
+    _, late = here(lambda context: train(tmp_path, 4, context))
+    assert sorted(late) == [3, 4]
+    said = capsys.readouterr().out
+    assert (
+        f"{tmp_path / 'step_000004'} is damaged (" in said and "going on from step_000002" in said
+    )
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["damaged-step_000004", "step_000002", "step_000004"]
+
+
+@pytest.mark.parametrize("name", ["meta.json", WEIGHTS])
+def test_where_each_checkpoint_is_damaged_the_run_does_not_start_anew(name, tmp_path):
+    here(lambda context: train(tmp_path, 4, context))
+    for step in (2, 4):
+        cut(tmp_path / f"step_00000{step}" / name)
     told = refusal(tmp_path)
     assert f"{tmp_path / 'step_000004'} is damaged" in told and "delete this folder" in told
+    if name == "meta.json":
+        with pytest.raises(ValueError, match="step_000004 is damaged"):
+            Checkpoints(tmp_path).resumable()
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """After a power cut a folder of that name must be whole, so the order of calls matters."""
+    order: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def synced(handle):
+        order.append(os.readlink(f"/proc/self/fd/{handle}").removeprefix(f"{tmp_path}/"))
+        sync(handle)
+
+    def renamed(path, to):
+        order.append(f"rename to {Path(to).name}")
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    here(lambda context: train(tmp_path, 2, context))
+    aside = ".writing-step_000002"
+    before = order[: order.index("rename to step_000002")]
+    written = sorted(p.name for p in (tmp_path / "step_000002/deepspeed").iterdir())
+    assert {f"{aside}/deepspeed/{name}" for name in written} <= set(before)
+    assert {f"{aside}/deepspeed", f"{aside}/meta.json", aside} <= set(before)
+    assert order[len(before) + 1] == str(tmp_path)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_what_a_resumed_run_asks_of_the_optimiser_holds(stage, tmp_path):
+    """The optimiser's state on disk brings the settings of the run that wrote it."""
+
+    def work(context):
+        zero = _zero(context, stage=stage)
+        Checkpoints(tmp_path).restore(zero)
+        Checkpoints(tmp_path).save(zero, 2, {})
+        zero.close()
+        zero = _zero(context, stage=stage, weight_decay=0.3, betas=(0.8, 0.9), precision="fp16")
+        Checkpoints(tmp_path).restore(zero)
+        groups = [(g["weight_decay"], g["betas"]) for g in zero.engine.optimizer.param_groups]
+        return groups, zero.loss_scale
+
+    assert here(work) == ([(0.3, (0.8, 0.9)), (0.0, (0.8, 0.9))], 2.0**16)
+
+
+def test_the_loss_scale_goes_on_where_it_was(tmp_path):
+    def work(context):
+        zero = _zero(context, precision="fp16")
+        Checkpoints(tmp_path).restore(zero)
+        zero.loss_scale, zero.good_steps = 512.0, 7
+        Checkpoints(tmp_path).save(zero, 2, {})
+        zero.close()
+        zero = _zero(context, precision="fp16")
+        Checkpoints(tmp_path).restore(zero)
+        return zero.loss_scale, zero.good_steps
+
+    assert here(work) == (512.0, 7)
 
 
 def test_only_the_newest_are_kept(tmp_path):

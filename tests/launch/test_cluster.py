@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,9 +20,9 @@ import torch
 import torch.distributed as dist
 
 from launch.checkpoint import Checkpoints
-from launch.cluster import ClusterConfig, WorkerLost, launch
+from launch.cluster import ClusterConfig, _telling_of_shortage, launch
 from launch.engine import RunConfig, fit
-from launch.failures import mended_by_restart
+from launch.failures import Restarts, WorkerLost, mended_by_restart
 from tests.launch.toy import MemoryTracker, ToyStream, ToyTask
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,6 +125,65 @@ def test_worker_that_is_lost_again_and_again_ends_the_run(ray_cluster, tmp_path)
         on(2, tmp_path, what="always", max_failures=0)
 
 
+def gets_further_and_dies(config, context):
+    """A worker that leaves one more checkpoint each time before it is lost, and ends the third."""
+    folder = Path(config["output"])
+    if (reached := len(list(folder.glob("step-*")))) == 3:
+        return {"reached": reached}
+    (folder / f"step-{reached}").touch()
+    os.kill(os.getpid(), signal.SIGTERM if reached == 1 else signal.SIGKILL)
+    return time.sleep(30)
+
+
+def furthest(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("step-*"))
+
+
+@pytest.mark.slow
+def test_workers_that_are_lost_again_and_again_with_progress_end_the_run(ray_cluster, tmp_path):
+    cluster = ClusterConfig(workers=1, output=str(tmp_path), max_failures=1)
+    config, progress = {"output": str(tmp_path)}, functools.partial(furthest, tmp_path)
+    assert launch(gets_further_and_dies, config, cluster, progress=progress) == {"reached": 3}
+
+
+def test_failures_add_up_only_where_there_is_no_progress_between_them():
+    """A run of months loses more workers than any number allowed would be."""
+    reached = iter([None, None, 500, 1000, 1000, 1000])
+    restarts = Restarts(2, lambda: next(reached))
+    torn = {1: RuntimeError("NCCL error"), 0: RuntimeError("Connection closed by peer")}
+    counts = [restarts.after(torn).split("; ")[1] for _ in range(5)]
+    assert [count.split(",")[0] for count in counts] == [f"failure {n}" for n in (1, 2, 1, 1, 2)]
+    with pytest.raises(WorkerLost, match=r"NCCL error; that was failure 3 in a row without a new"):
+        restarts.after(torn)
+    with pytest.raises(KeyError):
+        restarts.after({0: KeyError("x")})
+
+
+def test_storage_that_is_away_when_workers_fail_is_no_progress_and_no_error():
+    def away():
+        raise OSError(errno.ESTALE, "stale file handle")
+
+    restarts = Restarts(1, away)
+    torn = {0: RuntimeError("NCCL error")}
+    assert "failure 1, 1 allowed: starting again" in restarts.after(torn)
+    with pytest.raises(WorkerLost):
+        restarts.after(torn)
+
+
+def test_that_workers_wait_for_lost_nodes_is_said_once(monkeypatch, capsys):
+    asked = threading.Semaphore(0)
+
+    def capacity(_cluster):
+        asked.release()
+        raise ValueError("the cluster has room for 1 workers")
+
+    monkeypatch.setattr("launch.cluster.check_capacity", capacity)
+    with _telling_of_shortage(ClusterConfig(workers=2), every=0.01):
+        assert all(asked.acquire(timeout=10) for _ in range(3))
+    said = capsys.readouterr().out
+    assert said == "waiting until all workers fit: the cluster has room for 1 workers\n"
+
+
 def test_more_workers_than_cores_is_an_error_at_once(ray_cluster, tmp_path):
     with pytest.raises(
         ValueError, match=r"3 workers of 1 CPU need 3 CPUs; the cluster has 2.*--cluster.workers 2"
@@ -170,6 +232,7 @@ def test_output_must_be_named():
         (RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
         (dist.DistBackendError("NCCL failure"), True),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
         (OSError(errno.EIO, "input/output error"), True),
         (OSError(errno.ENOSPC, "no space"), False),
         (FileNotFoundError("shard-000001.tar"), False),
@@ -185,7 +248,7 @@ def test_only_what_a_restart_can_mend_is_restarted(error, mended):
 
 SCRIPT = """
 import sys
-from launch.cluster import ClusterConfig, launch
+from launch.cluster import ClusterConfig, _telling_of_shortage, launch
 from stranger import work
 out = sys.argv[1]
 print("answer", launch(work, {"x": 20}, ClusterConfig(workers=1, output=out)))

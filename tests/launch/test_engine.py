@@ -277,6 +277,22 @@ def test_diverging_before_the_first_checkpoint_ends_the_run(tmp_path):
         here(work)
 
 
+def test_a_finished_run_that_is_made_longer_goes_on_and_says_so(tmp_path, capsys):
+    def work(context):
+        train(tmp_path, config(steps=6), context)
+        longer, tracker, _ = train(tmp_path, config(steps=9), context)
+        shorter, _, _ = train(tmp_path, config(steps=4), context)
+        return longer, tracker, shorter
+
+    longer, tracker, shorter = here(work)
+    assert (longer.resumed_from, longer.steps, sorted(tracker.rows)) == (6, 9, [7, 8, 9])
+    rates = [tracker.rows[step]["train/lr"] for step in (7, 8, 9)]
+    assert rates == [config(steps=9).lr_at(step, 9) for step in (6, 7, 8)]
+    assert (shorter.resumed_from, shorter.steps) == (9, 9)
+    said = capsys.readouterr().out
+    assert "a run of 6 steps, now of 9" in said and "a run of 9 steps, now of 4" in said
+
+
 @pytest.mark.parametrize("stage", [0, 2])
 def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(stage, tmp_path):
     run = config(zero_stage=stage, steps=9, save_every=4, precision="bf16")

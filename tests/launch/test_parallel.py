@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from launch import parallel
-from launch.cluster import ClusterConfig, WorkerLost
+from launch.cluster import ClusterConfig
+from launch.failures import WorkerLost
 from launch.parallel import Job, run_all
 from tests.runs import local_ray
 

@@ -183,7 +183,7 @@ def test_figures_that_cannot_be_stored_are_reported_at_flush(handle):
     tracker, client = tracker_of(handle), connect(handle.uri)
     client.delete_run(handle.run_id)
     tracker.log({"loss": 1.0}, 1)
-    with pytest.raises(StoreError, match="1 messages with figures"):
+    with pytest.raises(StoreError, match="1 messages were refused by MLflow"):
         tracker.flush()
     client.restore_run(handle.run_id)
     tracker.log({"loss": 1.0}, 2)
@@ -195,7 +195,7 @@ def test_lost_figures_do_not_fail_a_finished_job(handle):
     tracker = tracker_of(handle)
     connect(handle.uri).delete_run(handle.run_id)
     tracker.log({"loss": 1.0}, 1)
-    with pytest.warns(UserWarning, match="did not reach MLflow"):
+    with pytest.warns(UserWarning, match="refused by MLflow"):
         tracker.close()
 
 
@@ -206,6 +206,7 @@ def test_pictures_and_files_are_found_again(handle, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/notes.txt").write_text("kept")
     tracker.log_file(str(tmp_path / "folder"), "extra")
+    tracker.close()
     client = connect(handle.uri)
     names = {a.path for a in client.list_artifacts(handle.run_id, "pictures")}
     assert names == {"pictures/strip_step_000020.png", "pictures/confusion.png"}
@@ -311,19 +312,33 @@ def test_a_server_that_answers_with_an_error_counts_as_reachable(tmp_path):
         thread.join()
 
 
-@pytest.mark.slow
-def test_a_run_on_a_server_is_the_same(tmp_path):
+@contextlib.contextmanager
+def server_of(folder: Path, port: int):
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(command, env=env, cwd=folder, start_new_session=True)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", server)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+
+
+def a_free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"]
-    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
-    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(command, env=env, cwd=tmp_path, start_new_session=True)
-    try:
-        uri = f"http://127.0.0.1:{port}"
-        wait_for(f"{uri}/health", server)
+        return free.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_a_run_on_a_server_is_the_same(tmp_path):
+    port = a_free_port()
+    uri = f"http://127.0.0.1:{port}"
+    with server_of(tmp_path, port):
         handle = open_run(uri, tmp_path)
         with closing_run(handle):
             tracker = tracker_of(handle)
@@ -337,10 +352,72 @@ def test_a_run_on_a_server_is_the_same(tmp_path):
         found = fetch("models:/faces@champion", uri=uri, into=tmp_path / "got")
         assert (found / "model.safetensors").read_text() == "weights"
         assert connect(uri).list_artifacts(handle.run_id, "pictures")[0].file_size == 4
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_in_the_middle_of_a_run_loses_nothing(tmp_path, capsys):
+    """Meanwhile the run goes on, loses its worker and goes on from a checkpoint."""
+    port, outbox = a_free_port(), tmp_path / "outbox"
+    uri = f"http://127.0.0.1:{port}"
+    with server_of(tmp_path, port):
+        handle = open_run(uri, tmp_path)
+        first = Tracker(*handle, outbox=outbox, system_metrics_seconds=0.2)
+        first.log({"loss": 1.0}, 1)
+        first.flush()
+    started = time.monotonic()
+    for step in range(2, 400):
+        first.log({"loss": float(step)}, step)
+    first.figure("strip", b"\x89PNG", 399)
+    assert time.monotonic() - started < 5, "the training does not wait"
+    with pytest.warns(UserWarning, match=r"messages did not reach MLflow.*are kept in"):
+        first.close(seconds=2)
+    second = Tracker(*handle, outbox=outbox, system_metrics_seconds=0.2)
+    for step in range(390, 410):  # replayed from a checkpoint, with other figures
+        second.log({"loss": -1.0}, step)
+    with server_of(tmp_path, port):
+        second.close(seconds=150)
+        history = connect(uri).get_metric_history(handle.run_id, "loss")
+        assert [m.step for m in history] == list(range(1, 410))
+        assert [m.value for m in history] == [float(s) for s in range(1, 400)] + 10 * [-1.0]
+        assert connect(uri).list_artifacts(handle.run_id, "pictures")[0].file_size == 4
+        load = "system/system_memory_usage_megabytes"
+        assert len(connect(uri).get_metric_history(handle.run_id, load)) > 1
+    assert not outbox.exists()
+    said = capsys.readouterr().out
+    assert "takes nothing now; the run goes on" in said and "is back: all is delivered" in said
+
+
+def test_a_message_that_is_refused_holds_up_no_other(handle, tmp_path):
+    outbox = tmp_path / "outbox"
+    tracker = Tracker(*handle, outbox=outbox, system_metrics_seconds=0)
+    for step in (1, 2, 3):
+        tracker.log({"loss": 1.0} | ({"no*name": 1.0} if step == 2 else {}), step)
+    with pytest.raises(StoreError, match="1 messages were refused .*and lie in") as error:
+        tracker.flush()
+    assert "no*name" in str(error.value) and steps_of(handle, "loss") == [1, 3]
+    assert [path.name for path in outbox.iterdir()] == ["000000002.figures.refused"]
+
+
+def test_an_artifact_store_that_fails_holds_up_no_figures(handle, tmp_path, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    store, broken = MlflowClient.log_artifacts, {"now": True}
+
+    def stores(*arguments):
+        if broken["now"]:
+            raise ConnectionError("the bucket is away")
+        return store(*arguments)
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", stores)
+    tracker = Tracker(*handle, outbox=tmp_path / "outbox", system_metrics_seconds=0)
+    tracker.figure("strip", b"\x89PNG", 1)
+    tracker.log({"loss": 1.0}, 1)
+    with pytest.raises(StoreError, match="1 messages did not reach"):
+        tracker.flush(seconds=2)
+    assert steps_of(handle, "loss") == [1]
+    broken["now"] = False
+    tracker.close()
+    assert connect(handle.uri).list_artifacts(handle.run_id, "pictures")[0].file_size == 4
 
 
 def wait_for(url: str, server: subprocess.Popen, seconds: float = 180) -> None:
