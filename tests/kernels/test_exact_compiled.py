@@ -106,25 +106,25 @@ def test_a_recomputed_forward_gives_the_same_gradients(reentrant):
         torch.testing.assert_close(found[index], expected[index])
 
 
-def mixed_inputs(backend: str) -> tuple:
+def mixed_inputs(backend: str, device: str, dim: int = 16) -> tuple:
     """Arguments of every operator, small enough for the interpreter."""
     dtype = torch.float64 if backend == "sdpa" else torch.float32
-    qkv = torch.randn(2, 6, 3, 2, 16, dtype=dtype).transpose(1, 3).unbind(2)
-    plain, lse, mass = op.exact_mass(*qkv, 0.25, backend)
-    alpha = torch.tensor([[0.8, 1.2, 1.0]], dtype=dtype).expand(2, 3).contiguous()
-    average = torch.tensor([[0.3, 0.3, 0.4]], dtype=dtype)
+    qkv = torch.randn(2, 6, 3, 2, dim, dtype=dtype, device=device).transpose(1, 3).unbind(2)
+    plain, memo, mass = op.exact_mass(*qkv, 0.25, backend)
+    alpha = torch.tensor([[0.8, 1.2, 1.0]], dtype=dtype, device=device).expand(2, 3).contiguous()
+    average = torch.tensor([[0.3, 0.3, 0.4]], dtype=dtype, device=device)
     values = op.as_floats(FREE)
-    mix = (*qkv, plain, lse, alpha, mass, average, True, values, 0.25, backend)
+    mix = (*qkv, plain, memo, alpha, mass, average, True, values, 0.25, backend)
     return qkv, mix
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "triton"])
-def test_the_operators_keep_pytorchs_rules(backend):
+@pytest.mark.parametrize(("backend", "dim"), [("sdpa", 16), ("sdpa", 1), ("triton", 16)])
+def test_the_operators_keep_pytorchs_rules(backend, dim, device):
+    """With head dim 16 the path `sdpa` keeps the map, with 1 it makes it anew."""
     if backend == "triton":
         pytest.importorskip("triton")
-        if torch.cuda.is_available():
-            pytest.skip("runs natively in test_exact.py")
-    qkv, mix = mixed_inputs(backend)
+    qkv, mix = mixed_inputs(backend, device, dim)
+    assert mix[4].ndim == {"triton": 3, "sdpa": 4 if dim == 16 else 1}[backend]
     torch.library.opcheck(op.exact_mass, (*qkv, 0.25, backend))
     leaves = [x.detach().requires_grad_() for x in qkv]
     torch.library.opcheck(op.exact_mix, (*leaves, *mix[3:]))
@@ -139,7 +139,7 @@ def test_the_operators_keep_pytorchs_rules(backend):
 
 
 def test_twice_differentiating_is_refused():
-    qkv, _ = mixed_inputs("sdpa")
+    qkv, _ = mixed_inputs("sdpa", "cpu")
     leaves = [x.detach().requires_grad_() for x in qkv]
     out = exact_attention(*leaves, frames=3, constants=FREE, statistics="instance")
     (grad,) = torch.autograd.grad(out.sum(), leaves[0], create_graph=True)
