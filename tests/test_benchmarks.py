@@ -165,6 +165,10 @@ def test_the_picture_is_drawn_from_the_newest_rows(tmp_path):
     assert [str(c) for c in drawn({case for case, _, _ in found})] == ["12x64-n784-b2-fp32"]
     picture(rows, tmp_path / "attention.png")
     assert (tmp_path / "attention.png").stat().st_size > 10_000
+    other = [r | {"device": "Y", "case": "16x80-n784-b2-bf16"} for r in rows]
+    picture(rows + other, tmp_path / "attention.png")
+    with pytest.raises(ValueError, match="no row of 12 heads"):
+        picture(other, tmp_path / "attention.png")
     text = tables(rows)
     assert "not measured on a GPU yet" in text
     assert "| 12x64-n784-b2-fp32 | ours exact | 2 (2.00) | 2 (2.00) | 0 (2.00) |" in text

@@ -48,7 +48,8 @@ def exact_attention(
 
     Source: Yoon, Cho, Park, Brémond, "Reweighting Framewise Attention in Video Transformers for
     Facial Expression Understanding", ECCV 2026 (arXiv 2606.30611). No map of N × N is held, except
-    by the backend `reference`. Gradients are those of the published form, through the statistics.
+    by the backends `reference` and, for short sequences (`chunked.KEPT`), `sdpa`. Gradients are
+    those of the published form, through the statistics.
 
     Args:
         q, k, v: [B, H, N, D] of one dtype and device, any strides, tokens in frame-major order.

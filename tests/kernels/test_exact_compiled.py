@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels.exact import exact_attention, exact_attention_with_importance, op
 from kernels.exact.sizes import AMPERE, BLACKWELL, HOPPER, tiles_of
 from kernels.marginals import MiraConstants
-from tests.kernels.compiling import ARCHITECTURES, Job, compile_all
+from tests.kernels.compiling import ARCHITECTURES, Job, compile_all, specialised_to_one
 
 FREE = MiraConstants(alpha_min=1e-3, alpha_max=1e3)  # no α is clipped
 
@@ -185,7 +185,7 @@ def assert_fit(cases, arch):
     pytest.importorskip("triton")
     jobs = [job(*case, arch) for case in cases]
     for case, report in zip(cases, compile_all(jobs, arch), strict=True):
-        assert not report.complaints(arch), (case, report)
+        assert not report.complaints(arch) and not report.tf32, (case, report)
         if "bf16" in case:
             assert report.wgmma == (arch == 90), (case, report)
 
@@ -202,6 +202,13 @@ def test_the_other_forms_fit_too(arch):
     cases = [(kernel, d, "bf16") for kernel, d in itertools.product(KERNELS, (16, 80, 88, 128))]
     cases += [(kernel, 64, dtype) for kernel, dtype in itertools.product(KERNELS, ("fp16", "fp32"))]
     assert_fit(cases, arch)
+
+
+@pytest.mark.slow
+def test_one_head_and_one_token_compile():
+    pytest.importorskip("triton")
+    jobs = [specialised_to_one(job(kernel, 64, "bf16", 90)) for kernel in KERNELS]
+    assert len(compile_all(jobs, 90)) == len(KERNELS)
 
 
 @pytest.mark.parametrize(
