@@ -122,11 +122,15 @@ def exact_attention_with_importance(
     return out, importance.detach()
 
 
-@torch.library.custom_op("mira::exact_mass", mutates_args=())
-def exact_mass(
+@torch.library.custom_op("mira::exact_column_mass", mutates_args=())
+def exact_column_mass(
     q: Tensor, k: Tensor, v: Tensor, scale: float, passes: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the other operators need, and the column mass; see `chunked.column_mass`."""
+    """What the other operators need, and the column mass; see `chunked.column_mass`.
+
+    Inductor's cache on disk knows an operator by name: one whose outputs get other shapes needs
+    another name, or what an older version compiled is taken for it and fails in the backward.
+    """
     return _run(passes, "column_mass", q, k, v, scale)
 
 
@@ -204,7 +208,7 @@ def exact_scores_backward(
     )  # fmt: skip
 
 
-@exact_mass.register_fake
+@exact_column_mass.register_fake
 def _(q, k, v, scale, passes):
     mass = q.new_empty(q.shape[0], q.shape[2], dtype=statistics_dtype(q.dtype))
     if passes == "triton":
@@ -270,7 +274,7 @@ def _run_passes(
 ) -> tuple[Tensor, Tensor]:
     pooled = statistics != "instance"
     with torch.no_grad():
-        plain, memo, mass = exact_mass(q, k, v, scale, passes)
+        plain, memo, mass = exact_column_mass(q, k, v, scale, passes)
         average = moving_average(mass, frames, statistics)
         alpha, importance = frame_weights(mass, average, frames, constants, pooled=pooled)
     values = as_floats(constants)
@@ -290,7 +294,7 @@ def _importance(
 ) -> Tensor:
     """π alone, where nothing is re-weighted."""
     with torch.no_grad():
-        _, _, mass = exact_mass(q, k, v, scale, passes)
+        _, _, mass = exact_column_mass(q, k, v, scale, passes)
         average = moving_average(mass, frames, statistics)
         pooled = statistics != "instance"
         return frame_weights(mass, average, frames, constants, pooled=pooled)[1]

@@ -460,8 +460,8 @@ def test_keys_that_do_not_fit_are_refused(spoil):
         exact_attention(q, spoil(k), v, frames=4, constants=PUBLISHED, statistics="instance")
 
 
-def test_backends_that_cannot_run_say_why():
-    q, k, v, _ = inputs((1, 2, 4, 5, 8))
+def test_backends_that_cannot_run_say_why(device):
+    q, k, v, _ = inputs((1, 2, 4, 5, 8), device=device)
     options = {"frames": 4, "constants": PUBLISHED, "statistics": "instance"}
     with pytest.raises(RuntimeError, match="drops the gradient of its log-sum-exp; choose"):
         exact_attention(q, k, v, backend="flash_attn", **options)

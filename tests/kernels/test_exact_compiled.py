@@ -110,7 +110,7 @@ def mixed_inputs(backend: str, device: str, dim: int = 16) -> tuple:
     """Arguments of every operator, small enough for the interpreter."""
     dtype = torch.float64 if backend == "sdpa" else torch.float32
     qkv = torch.randn(2, 6, 3, 2, dim, dtype=dtype, device=device).transpose(1, 3).unbind(2)
-    plain, memo, mass = op.exact_mass(*qkv, 0.25, backend)
+    plain, memo, mass = op.exact_column_mass(*qkv, 0.25, backend)
     alpha = torch.tensor([[0.8, 1.2, 1.0]], dtype=dtype, device=device).expand(2, 3).contiguous()
     average = torch.tensor([[0.3, 0.3, 0.4]], dtype=dtype, device=device)
     values = op.as_floats(FREE)
@@ -125,7 +125,7 @@ def test_the_operators_keep_pytorchs_rules(backend, dim, device):
         pytest.importorskip("triton")
     qkv, mix = mixed_inputs(backend, device, dim)
     assert mix[4].ndim == {"triton": 3, "sdpa": 4 if dim == 16 else 1}[backend]
-    torch.library.opcheck(op.exact_mass, (*qkv, 0.25, backend))
+    torch.library.opcheck(op.exact_column_mass, (*qkv, 0.25, backend))
     leaves = [x.detach().requires_grad_() for x in qkv]
     torch.library.opcheck(op.exact_mix, (*leaves, *mix[3:]))
     out, reweighted, norm = op.exact_mix(*mix)
