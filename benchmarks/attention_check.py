@@ -28,6 +28,7 @@ from kernels.flashlite.op import BACKENDS as FLASHLITE_BACKENDS
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FRAMES = {160: 8, 784: 16, 1568: 8, 3136: 16}
 NAMES, FACTORS = ("out", "dq", "dk", "dv"), (2, 3, 3, 3)  # FACTORS × what plain PyTorch loses
+OUT_OF_MEMORY = "out of memory"
 FLOOR, CEILING = 1e-5, 0.05  # relative errors that are always and never allowed
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -172,13 +173,20 @@ def references(case: Case) -> dict[str, tuple[Attend, Attend]]:
 
 
 def wrong(case: Case, entrants: dict[str, Contestant], tensors: list[Tensor]) -> dict[str, str]:
-    """The contestants that miss the reference on the first or the last clip → by how much."""
+    """The contestants that miss the reference on the first or the last clip → by how much.
+
+    One for which the memory is too small is among them, as `OUT_OF_MEMORY`.
+    """
     clips = sorted({0, case.batch - 1})
     losses = {clip: losses_of(case, [x[clip : clip + 1] for x in tensors]) for clip in clips}
     found = {}
     for name, contestant in entrants.items():
         try:
             results = result(contestant.attend, tensors)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            found[name] = OUT_OF_MEMORY
+            continue
         except Exception as error:  # whatever a compiler raises: this one does not take part
             reason = str(error).strip().splitlines() or [type(error).__name__]
             found[name] = f"it does not run: {reason[0]}"

@@ -117,8 +117,14 @@ def panel(
 
 
 def picture(rows: Rows, out: Path) -> None:
-    """Draw all devices of some rows into a PNG."""
-    devices = newest(rows)
+    """Draw all devices of some rows into a PNG; ValueError if there is nothing to draw."""
+    devices = {
+        device: found
+        for device, found in newest(rows).items()
+        if drawn({case for case, _, _ in found})
+    }
+    if not devices:
+        raise ValueError("no row of 12 heads × 64 in fp32 or bf16, which is what the picture shows")
     height = 4.2 * len(devices) + 0.5
     figure, grid = pyplot.subplots(len(devices), 3, figsize=(12.5, height), squeeze=False)
     for line, (device, found) in zip(grid, devices.items(), strict=True):

@@ -56,6 +56,21 @@ def test_a_wrong_contestant_is_named_and_never_timed(monkeypatch, tmp_path, caps
     assert names == {"sdpa", "ours flashlite", "ours flashlite, kernel alone", "ours exact"}
 
 
+def test_a_contestant_too_large_for_the_memory_is_named_and_no_failure(
+    monkeypatch, tmp_path, capsys
+):
+    def too_large(q, k, v, frames):
+        raise torch.OutOfMemoryError("tried to allocate a map")
+
+    # Plain PyTorch's loss, on one clip, is what the others are held to; it must still run.
+    monkeypatch.setattr(attention_check, "published_flashlite", too_large)
+    out = tmp_path / "attention.csv"
+    arguments = (TINY, "--turns", 1, "--out", out, "--device", "cpu")
+    assert run(monkeypatch, *arguments, "--only", "published flashlite") == 0
+    assert "published flashlite: not timed, out of memory" in capsys.readouterr().out
+    assert {row["contestant"] for row in csv.DictReader(out.open(newline=""))} == {"sdpa"}
+
+
 def exact_for_one_clip_only(q, k, v, frames):
     from benchmarks.attention_baselines import published_exact
 
@@ -150,6 +165,10 @@ def test_the_picture_is_drawn_from_the_newest_rows(tmp_path):
     assert [str(c) for c in drawn({case for case, _, _ in found})] == ["12x64-n784-b2-fp32"]
     picture(rows, tmp_path / "attention.png")
     assert (tmp_path / "attention.png").stat().st_size > 10_000
+    other = [r | {"device": "Y", "case": "16x80-n784-b2-bf16"} for r in rows]
+    picture(rows + other, tmp_path / "attention.png")
+    with pytest.raises(ValueError, match="no row of 12 heads"):
+        picture(other, tmp_path / "attention.png")
     text = tables(rows)
     assert "not measured on a GPU yet" in text
     assert "| 12x64-n784-b2-fp32 | ours exact | 2 (2.00) | 2 (2.00) | 0 (2.00) |" in text

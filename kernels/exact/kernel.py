@@ -161,8 +161,8 @@ def mix_kernel(
     tl.store(norm + i_vector + o_row, taken * b_sum, o_row < N)
 
 
-def plain_with_mass(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Plain attention, lse and column mass; see `chunked.plain_with_mass`."""
+def column_mass(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Plain attention, lse and column mass; see `chunked.column_mass`."""
     q, k = rows_of(q), rows_of(k)
     plain, lse = plain_attention.forward(q, k, v, None, scale)
     mass = torch.empty_like(lse)

@@ -4,7 +4,7 @@ Owns validation, the registration of the passes as PyTorch operators (so that to
 autograd and checkpointing see through them), their order and the table of backends. The passes
 themselves are `chunked.py` and `kernel.py`, two modules with the same four functions.
 
-Forward: plain attention and column mass, without autograd; frame weights in plain PyTorch, between
+Forward: column mass, without autograd; frame weights in plain PyTorch, between
 operators, where a moving average may do what it likes (reduce over ranks); one operator that mixes.
 The gradient belongs to the last: it goes back through the weights to the mass, and so to q and k.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.backends import Backend, BackendName, anywhere, pick
+from kernels.exact import chunked
 from kernels.exact.reference import exact_reference
 from kernels.exact.weights import (
     MovingAverage,
@@ -47,7 +48,8 @@ def exact_attention(
 
     Source: Yoon, Cho, Park, Brémond, "Reweighting Framewise Attention in Video Transformers for
     Facial Expression Understanding", ECCV 2026 (arXiv 2606.30611). No map of N × N is held, except
-    by the backend `reference`. Gradients are those of the published form, through the statistics.
+    by the backends `reference` and, for short sequences (`chunked.KEPT`), `sdpa`. Gradients are
+    those of the published form, through the statistics.
 
     Args:
         q, k, v: [B, H, N, D] of one dtype and device, any strides, tokens in frame-major order.
@@ -120,12 +122,16 @@ def exact_attention_with_importance(
     return out, importance.detach()
 
 
-@torch.library.custom_op("mira::exact_mass", mutates_args=())
-def exact_mass(
+@torch.library.custom_op("mira::exact_column_mass", mutates_args=())
+def exact_column_mass(
     q: Tensor, k: Tensor, v: Tensor, scale: float, passes: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Plain attention, its log-sum-exp and the column mass; see `chunked.plain_with_mass`."""
-    return _run(passes, "plain_with_mass", q, k, v, scale)
+    """What the other operators need, and the column mass; see `chunked.column_mass`.
+
+    Inductor's cache on disk knows an operator by name: one whose outputs get other shapes needs
+    another name, or what an older version compiled is taken for it and fails in the backward.
+    """
+    return _run(passes, "column_mass", q, k, v, scale)
 
 
 @torch.library.custom_op("mira::exact_mix", mutates_args=())
@@ -134,7 +140,7 @@ def exact_mix(
     k: Tensor,
     v: Tensor,
     plain: Tensor,
-    lse: Tensor,
+    memo: Tensor,
     alpha: Tensor,
     mass: Tensor,
     average: Tensor | None,
@@ -145,12 +151,12 @@ def exact_mix(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out, O', Z) from the frames' weights α [B, F]; see `chunked.mix`.
 
-    It differentiates by q, k and v in full, that is through α and lse too: mass, average and pooled
-    are what α was made of. Nothing flows from O' and Z.
+    It differentiates by q, k and v in full, that is through α and memo too: mass, average and
+    pooled are what α was made of. Nothing flows from O' and Z.
     """
     mixed = MiraConstants(*constants)
     return _run(
-        passes, "mix", q, k, v, plain, lse, _per_key(alpha, q),
+        passes, "mix", q, k, v, plain, memo, _per_key(alpha, q),
         floor=mixed.floor, residual_mix=mixed.residual_mix, scale=scale,
     )  # fmt: skip
 
@@ -163,7 +169,7 @@ def exact_values_backward(
     v: Tensor,
     out: Tensor,
     reweighted: Tensor,
-    lse: Tensor,
+    memo: Tensor,
     norm: Tensor,
     weight: Tensor,
     floor: float,
@@ -173,7 +179,7 @@ def exact_values_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dV, dL/dα of every key, D' and δ; see `chunked.values_backward`."""
     return _run(
-        passes, "values_backward", grad, q, k, v, out, reweighted, lse, norm, weight,
+        passes, "values_backward", grad, q, k, v, out, reweighted, memo, norm, weight,
         floor=floor, residual_mix=residual_mix, scale=scale,
     )  # fmt: skip
 
@@ -184,7 +190,7 @@ def exact_scores_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lse: Tensor,
+    memo: Tensor,
     norm: Tensor,
     weight: Tensor,
     along: Tensor,
@@ -197,55 +203,57 @@ def exact_scores_backward(
 ) -> tuple[Tensor, Tensor]:
     """dQ and dK; see `chunked.scores_backward`."""
     return _run(
-        passes, "scores_backward", grad, q, k, v, lse, norm, weight, along, delta, mass_grad,
+        passes, "scores_backward", grad, q, k, v, memo, norm, weight, along, delta, mass_grad,
         floor=floor, residual_mix=residual_mix, scale=scale,
     )  # fmt: skip
 
 
-@exact_mass.register_fake
+@exact_column_mass.register_fake
 def _(q, k, v, scale, passes):
-    lse = _vector(q)
-    return heads_last(q), lse, lse.new_empty(q.shape[0], q.shape[2])
+    mass = q.new_empty(q.shape[0], q.shape[2], dtype=statistics_dtype(q.dtype))
+    if passes == "triton":
+        return heads_last(q), _vector(q), mass
+    return q.new_empty(0), chunked.new_memo(q), mass
 
 
 @exact_mix.register_fake
-def _(q, k, v, plain, lse, alpha, mass, average, pooled, constants, scale, passes):
-    return heads_last(q), heads_last(q), _vector(q)
+def _(q, k, v, plain, memo, alpha, mass, average, pooled, constants, scale, passes):
+    return heads_last(q), heads_last(q) if passes == "triton" else q.new_empty(0), _vector(q)
 
 
 @exact_values_backward.register_fake
-def _(grad, q, k, v, out, reweighted, lse, norm, weight, floor, residual_mix, scale, passes):
+def _(grad, q, k, v, out, reweighted, memo, norm, weight, floor, residual_mix, scale, passes):
     return heads_last(q), torch.empty_like(weight), _vector(q), _vector(q)
 
 
 @exact_scores_backward.register_fake
 def _(
-    grad, q, k, v, lse, norm, weight, along, delta, mass_grad, floor, residual_mix, scale, passes
+    grad, q, k, v, memo, norm, weight, along, delta, mass_grad, floor, residual_mix, scale, passes
 ):
     return heads_last(q), heads_last(q)
 
 
 def _save(ctx, inputs, output) -> None:
-    q, k, v, _, lse, alpha, mass, average, *rest = inputs
+    q, k, v, _, memo, alpha, mass, average, *rest = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(q, k, v, *output, lse, alpha, mass, average)
+    ctx.save_for_backward(q, k, v, *output, memo, alpha, mass, average)
     ctx.rest = rest
 
 
 def _backward(ctx, grad, *_):
-    q, k, v, out, reweighted, norm, lse, alpha, mass, average = ctx.saved_tensors
+    q, k, v, out, reweighted, norm, memo, alpha, mass, average = ctx.saved_tensors
     pooled, values, scale, passes = ctx.rest
     constants, frames = MiraConstants(*values), alpha.shape[1]
     weight = _per_key(alpha, q)
     common = (constants.floor, constants.residual_mix, scale, passes)
     dv, per_key, along, delta = exact_values_backward(
-        grad, q, k, v, out, reweighted, lse, norm, weight, *common
+        grad, q, k, v, out, reweighted, memo, norm, weight, *common
     )
     alpha_grad = per_key.unflatten(1, (frames, -1)).sum(2)
     mass_grad = mass_gradient(alpha_grad, mass, average, frames, constants, pooled=pooled)
     mass_grad = mass_grad / q.shape[1]
     dq, dk = exact_scores_backward(
-        grad, q, k, v, lse, norm, weight, along, delta, mass_grad, *common
+        grad, q, k, v, memo, norm, weight, along, delta, mass_grad, *common
     )
     return dq, dk, dv, *[None] * 9
 
@@ -266,11 +274,11 @@ def _run_passes(
 ) -> tuple[Tensor, Tensor]:
     pooled = statistics != "instance"
     with torch.no_grad():
-        plain, lse, mass = exact_mass(q, k, v, scale, passes)
+        plain, memo, mass = exact_column_mass(q, k, v, scale, passes)
         average = moving_average(mass, frames, statistics)
         alpha, importance = frame_weights(mass, average, frames, constants, pooled=pooled)
     values = as_floats(constants)
-    out, _, _ = exact_mix(q, k, v, plain, lse, alpha, mass, average, pooled, values, scale, passes)
+    out, _, _ = exact_mix(q, k, v, plain, memo, alpha, mass, average, pooled, values, scale, passes)
     return out, importance
 
 
@@ -286,7 +294,7 @@ def _importance(
 ) -> Tensor:
     """π alone, where nothing is re-weighted."""
     with torch.no_grad():
-        _, _, mass = exact_mass(q, k, v, scale, passes)
+        _, _, mass = exact_column_mass(q, k, v, scale, passes)
         average = moving_average(mass, frames, statistics)
         pooled = statistics != "instance"
         return frame_weights(mass, average, frames, constants, pooled=pooled)[1]
@@ -303,7 +311,7 @@ def _run(passes: str, name: str, *arguments: Any, **options: Any) -> Any:
     if passes == "triton":
         from kernels.exact import kernel as module
     else:
-        from kernels.exact import chunked as module
+        module = chunked
     with torch.autocast(arguments[0].device.type, enabled=False):
         return getattr(module, name)(*arguments, **options)
 

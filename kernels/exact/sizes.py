@@ -71,8 +71,8 @@ BLACKWELL = HOPPER | {
 
 
 def tiles_of(kernel: Kernel, head_dim: int, dtype: torch.dtype, major: int) -> Tiles:
-    """Tiles of a kernel; `major` is the GPU's compute capability: 8 Ampere, 9 Hopper, 10 and up."""
+    """Tiles of a kernel; `major` is the GPU's compute capability: see `kernels.flashlite.sizes`."""
     if dtype.itemsize > 2:
         return FLOAT32
-    table = (BLACKWELL if major >= 10 else HOPPER if major == 9 else AMPERE)[kernel]
+    table = {9: HOPPER, 10: BLACKWELL, 11: BLACKWELL}.get(major, AMPERE)[kernel]
     return next(tiles for largest, tiles in table if head_dim <= largest)

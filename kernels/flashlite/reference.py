@@ -20,11 +20,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, scale: f
         [B, H, N, D] in v's dtype.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
-    scores = scale * q.to(dtype) @ k.to(dtype).transpose(2, 3)  # [B, H, queries, keys]
-    if key_bias is not None:
-        per_head = key_bias if key_bias.ndim == 3 else key_bias[:, None]  # [B, H or 1, keys]
-        scores = scores + per_head[:, :, None].detach().to(dtype)
-    return (scores.softmax(-1) @ v.to(dtype)).to(v.dtype)
+    with torch.autocast(q.device.type, enabled=False):  # it would round these products
+        scores = scale * q.to(dtype) @ k.to(dtype).transpose(2, 3)  # [B, H, queries, keys]
+        if key_bias is not None:
+            per_head = key_bias if key_bias.ndim == 3 else key_bias[:, None]  # [B, H or 1, keys]
+            scores = scores + per_head[:, :, None].detach().to(dtype)
+        return (scores.softmax(-1) @ v.to(dtype)).to(v.dtype)
 
 
 def key_energy(k: Tensor) -> Tensor:

@@ -66,8 +66,12 @@ HOPPER: dict[Kernel, list[tuple[int, Tiles]]] = {
 
 
 def tiles_of(kernel: Kernel, head_dim: int, dtype: torch.dtype, major: int) -> Tiles:
-    """Tiles of a kernel; `major` is the GPU's compute capability: 8 Ampere, 9 Hopper, 10 and up."""
+    """Tiles of a kernel; `major` is the GPU's compute capability.
+
+    8 is Ampere and Ada, 9 Hopper, 10 and 11 Blackwell; 12, its small form, has the matrix
+    instructions and about the memory of Ampere.
+    """
     if dtype.itemsize > 2:
         return FLOAT32
-    table = (HOPPER if major >= 9 else AMPERE)[kernel]
+    table = (HOPPER if 9 <= major < 12 else AMPERE)[kernel]
     return next(tiles for largest, tiles in table if head_dim <= largest)

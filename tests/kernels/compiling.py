@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,12 +41,14 @@ class Job:
 @dataclass(frozen=True)
 class Report:
     """What a compiled kernel needs: shared memory in bytes, registers a thread, spilled bytes a
-    thread (stores and loads), and whether it uses Hopper's matrix instruction."""
+    thread (stores and loads), whether it uses Hopper's matrix instruction, and whether any product
+    rounds float32 to 19 bits."""
 
     shared: int
     registers: int
     spills: int
     wgmma: bool
+    tf32: bool
 
     def complaints(self, arch: int) -> list[str]:
         """Why this would not run, or not run well, on sm_`arch`."""
@@ -56,6 +58,13 @@ class Report:
         if self.spills > SPILL_LIMIT:
             found.append(f"{self.spills} bytes of spills, limit {SPILL_LIMIT}")
         return found
+
+
+def specialised_to_one(job: Job) -> Job:
+    """Triton turns a number that is 1 at the launch into a constant, which must compile as well."""
+    ones = {n: 1 for n in ("H", "N", "q_n", "k_n", "v_h", "bias_b") if n in job.signature}
+    types = {name: kind for name, kind in job.signature.items() if name not in ones}
+    return replace(job, signature=types, constexprs=job.constexprs | ones)
 
 
 def compiled(
@@ -112,7 +121,8 @@ def _compile(job: Job, arch: int) -> Report:
     )
     ptx = kernel.asm["ptx"]
     registers, spills = _assemble(ptx, arch)
-    return Report(kernel.metadata.shared, registers, spills, "wgmma.mma_async" in ptx)
+    wgmma = "wgmma.mma_async" in ptx
+    return Report(kernel.metadata.shared, registers, spills, wgmma, "tf32" in ptx)
 
 
 def _assemble(ptx: str, arch: int) -> tuple[int, int]:

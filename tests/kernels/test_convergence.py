@@ -122,11 +122,44 @@ def test_exact_mode_has_the_same_bits_on_every_run(d, frame, statistics, device)
         assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
 
 
+def with_gradients(attend, tensors, grad, backend):
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    out = attend(*leaves, backend)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def assert_close_as_plain(found, attend, tensors, grad):
+    """Output and gradients no further from float64 than 3 times what plain PyTorch is."""
+    wide = [x.double() for x in (*tensors, grad)]
+    truths = with_gradients(attend, wide[:3], wide[3], "reference")
+    plains = with_gradients(attend, tensors, grad, "reference")
+    for name, ours, plain, truth in zip(
+        ("out", "dq", "dk", "dv"), found, plains, truths, strict=True
+    ):
+        assert (ours.double() - truth).norm() <= 3 * (plain.double() - truth).norm(), name
+
+
 @needs_gpu
 @pytest.mark.parametrize(("d", "frame"), [(64, 20), (64, 98), (80, 196), (128, 98)])
 def test_exact_mode_at_the_shapes_that_matter(d, frame, device):
     qkv = torch.randn(1, FRAMES * frame, 3, 3, d, device=device).bfloat16()
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
-    truth = exact(q.double(), k.double(), v.double(), "reference")
-    plain = (exact(q, k, v, "reference").double() - truth).norm()
-    assert (exact(q, k, v, "triton").double() - truth).norm() < 3 * plain
+    *tensors, grad = (*qkv.permute(2, 0, 3, 1, 4).unbind(), torch.randn_like(qkv[:, :, 0]))
+    grad = grad.transpose(1, 2)
+    found = with_gradients(exact, tensors, grad, "triton")
+    assert_close_as_plain(found, exact, tensors, grad)
+
+
+@needs_gpu
+@pytest.mark.parametrize("mode", MODES)
+def test_more_elements_than_32_bits_count(mode, device):
+    clips, n, heads, d = 17_500, 160, 12, 64
+    assert clips * n * heads * d > 2**31
+    if torch.cuda.mem_get_info()[0] < 60 << 30:
+        pytest.skip("needs 60 GiB of free memory on the GPU")
+    qkv = torch.randn(clips, n, 3, heads, d, device=device, dtype=torch.bfloat16)
+    tensors = qkv.permute(2, 0, 3, 1, 4).unbind()
+    grad = torch.randn(clips, n, heads, d, device=device, dtype=torch.bfloat16).transpose(1, 2)
+    found = with_gradients(MODES[mode], tensors, grad, "triton")
+    last = slice(clips - 1, clips)
+    ours = [x[last] for x in found]
+    assert_close_as_plain(ours, MODES[mode], [x[last] for x in tensors], grad[last])

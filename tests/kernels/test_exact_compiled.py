@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels.exact import exact_attention, exact_attention_with_importance, op
 from kernels.exact.sizes import AMPERE, BLACKWELL, HOPPER, tiles_of
 from kernels.marginals import MiraConstants
-from tests.kernels.compiling import ARCHITECTURES, Job, compile_all
+from tests.kernels.compiling import ARCHITECTURES, Job, compile_all, specialised_to_one
 
 FREE = MiraConstants(alpha_min=1e-3, alpha_max=1e3)  # no α is clipped
 
@@ -106,26 +106,26 @@ def test_a_recomputed_forward_gives_the_same_gradients(reentrant):
         torch.testing.assert_close(found[index], expected[index])
 
 
-def mixed_inputs(backend: str) -> tuple:
+def mixed_inputs(backend: str, device: str, dim: int = 16) -> tuple:
     """Arguments of every operator, small enough for the interpreter."""
     dtype = torch.float64 if backend == "sdpa" else torch.float32
-    qkv = torch.randn(2, 6, 3, 2, 16, dtype=dtype).transpose(1, 3).unbind(2)
-    plain, lse, mass = op.exact_mass(*qkv, 0.25, backend)
-    alpha = torch.tensor([[0.8, 1.2, 1.0]], dtype=dtype).expand(2, 3).contiguous()
-    average = torch.tensor([[0.3, 0.3, 0.4]], dtype=dtype)
+    qkv = torch.randn(2, 6, 3, 2, dim, dtype=dtype, device=device).transpose(1, 3).unbind(2)
+    plain, memo, mass = op.exact_column_mass(*qkv, 0.25, backend)
+    alpha = torch.tensor([[0.8, 1.2, 1.0]], dtype=dtype, device=device).expand(2, 3).contiguous()
+    average = torch.tensor([[0.3, 0.3, 0.4]], dtype=dtype, device=device)
     values = op.as_floats(FREE)
-    mix = (*qkv, plain, lse, alpha, mass, average, True, values, 0.25, backend)
+    mix = (*qkv, plain, memo, alpha, mass, average, True, values, 0.25, backend)
     return qkv, mix
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "triton"])
-def test_the_operators_keep_pytorchs_rules(backend):
+@pytest.mark.parametrize(("backend", "dim"), [("sdpa", 16), ("sdpa", 1), ("triton", 16)])
+def test_the_operators_keep_pytorchs_rules(backend, dim, device):
+    """With head dim 16 the path `sdpa` keeps the map, with 1 it makes it anew."""
     if backend == "triton":
         pytest.importorskip("triton")
-        if torch.cuda.is_available():
-            pytest.skip("runs natively in test_exact.py")
-    qkv, mix = mixed_inputs(backend)
-    torch.library.opcheck(op.exact_mass, (*qkv, 0.25, backend))
+    qkv, mix = mixed_inputs(backend, device, dim)
+    assert mix[4].ndim == {"triton": 3, "sdpa": 4 if dim == 16 else 1}[backend]
+    torch.library.opcheck(op.exact_column_mass, (*qkv, 0.25, backend))
     leaves = [x.detach().requires_grad_() for x in qkv]
     torch.library.opcheck(op.exact_mix, (*leaves, *mix[3:]))
     out, reweighted, norm = op.exact_mix(*mix)
@@ -139,7 +139,7 @@ def test_the_operators_keep_pytorchs_rules(backend):
 
 
 def test_twice_differentiating_is_refused():
-    qkv, _ = mixed_inputs("sdpa")
+    qkv, _ = mixed_inputs("sdpa", "cpu")
     leaves = [x.detach().requires_grad_() for x in qkv]
     out = exact_attention(*leaves, frames=3, constants=FREE, statistics="instance")
     (grad,) = torch.autograd.grad(out.sum(), leaves[0], create_graph=True)
@@ -185,7 +185,7 @@ def assert_fit(cases, arch):
     pytest.importorskip("triton")
     jobs = [job(*case, arch) for case in cases]
     for case, report in zip(cases, compile_all(jobs, arch), strict=True):
-        assert not report.complaints(arch), (case, report)
+        assert not report.complaints(arch) and not report.tf32, (case, report)
         if "bf16" in case:
             assert report.wgmma == (arch == 90), (case, report)
 
@@ -202,6 +202,13 @@ def test_the_other_forms_fit_too(arch):
     cases = [(kernel, d, "bf16") for kernel, d in itertools.product(KERNELS, (16, 80, 88, 128))]
     cases += [(kernel, 64, dtype) for kernel, dtype in itertools.product(KERNELS, ("fp16", "fp32"))]
     assert_fit(cases, arch)
+
+
+@pytest.mark.slow
+def test_one_head_and_one_token_compile():
+    pytest.importorskip("triton")
+    jobs = [specialised_to_one(job(kernel, 64, "bf16", 90)) for kernel in KERNELS]
+    assert len(compile_all(jobs, 90)) == len(KERNELS)
 
 
 @pytest.mark.parametrize(

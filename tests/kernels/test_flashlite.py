@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from kernels import marginals
+from kernels.exact import exact_attention
 from kernels.flashlite import flashlite_attention, key_energy, reference
 from tests.kernels.conftest import NATIVE
 from tests.kernels.tolerances import GRADIENT, OUTPUT, assert_as_good_as_plain
@@ -119,6 +120,42 @@ def test_gradient_without_memory_of_its_own_is_read_right(device):
     expected = reference.attention(q, k, v, None, 0.25)
     found, truth = (torch.autograd.grad(o.sum(), (q, k, v)) for o in (out, expected))
     torch.testing.assert_close(found, truth)
+
+
+def far_apart(folder, device):
+    """q, k, v whose clips lie 2^30 elements apart, in a file that is nearly all hole.
+
+    An offset of 32 bits would turn negative for the third clip and read zeros.
+    """
+    begin, step = 2**31, 2**30
+    size = begin + 2 * step + 5 * 3 * 16
+    if device == "cpu":
+        memory = torch.from_file(str(folder / "hole"), True, size, dtype=torch.float16)
+    else:
+        memory = torch.zeros(size, dtype=torch.float16, device=device)
+    rows = memory.as_strided((3, 5, 3, 1, 16), (step, 48, 16, 16, 1), begin)
+    rows.copy_(torch.randn(rows.shape))
+    return [x.transpose(1, 2) for x in rows.unbind(2)]
+
+
+def test_triton_counts_offsets_in_64_bits(tmp_path, device):
+    inputs = far_apart(tmp_path, device)
+    check("triton", inputs, torch.randn(3, 5, device=device), 0.3, torch.float16)
+    torch.testing.assert_close(
+        key_energy(inputs[1], backend="triton"), reference.key_energy(inputs[1])
+    )
+    options = {"frames": 1, "constants": marginals.MiraConstants(), "statistics": "instance"}
+    leaves, near = ([x.requires_grad_() for x in xs] for xs in (
+        [x.detach() for x in inputs], [x.detach().clone() for x in inputs]
+    ))  # fmt: skip
+    found, expected = (exact_attention(*x, **options, backend="triton") for x in (leaves, near))
+    assert torch.equal(found, expected)
+    pairs = zip(
+        torch.autograd.grad(found.sum(), leaves),
+        torch.autograd.grad(expected.sum(), near),
+        strict=True,
+    )
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.7, 2.0])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels.flashlite.sizes import AMPERE, FLOAT32, HOPPER, tiles_of
-from tests.kernels.compiling import ARCHITECTURES, Job, compile_all
+from tests.kernels.compiling import ARCHITECTURES, Job, compile_all, specialised_to_one
 
 pytest.importorskip("triton")
 KERNELS = {
@@ -46,7 +46,7 @@ def job(kernel, head_dim, dtype, arch, *, bias=True, ragged=True):
 
 def assert_fit(jobs, arch):
     for (case, _), report in zip(jobs.items(), compile_all(list(jobs.values()), arch), strict=True):
-        assert not report.complaints(arch), (case, report)
+        assert not report.complaints(arch) and not report.tf32, (case, report)
         if "bf16" in case:
             assert report.wgmma == (arch == 90), (case, report)
 
@@ -72,13 +72,6 @@ def test_the_other_forms_fit_too(arch):
     assert_fit(jobs, arch)
 
 
-def specialised_to_one(compiled):
-    """Triton turns a number that is 1 at the launch into a constant, which must compile as well."""
-    ones = dict.fromkeys(("H", "N", "q_n", "k_n", "v_h", "bias_b"), 1)
-    types = {name: kind for name, kind in compiled.signature.items() if name not in ones}
-    return replace(compiled, signature=types, constexprs=compiled.constexprs | ones)
-
-
 def energy_job():
     constexprs = {"D": 64, "D0": 64, "D1": 0, "ROWS": 32, "UPCAST": False}
     names = ("k", "energy", "k_b", "k_h", "k_n", "H", "N")
@@ -90,6 +83,11 @@ def energy_job():
         num_warps=4,
         num_stages=2,
     )
+
+
+def test_float32_products_are_float32_products():
+    """Not TF32, which the interpreter would not show."""
+    assert not compile_all([job("forward", 64, "fp32", 90)], 90)[0].tf32
 
 
 def test_a_spilling_kernel_would_be_noticed():

@@ -93,6 +93,23 @@ def test_autocast_casts_as_it_does_for_sdpa(backend, device):
     )
 
 
+@pytest.mark.parametrize("backend", ["triton", "sdpa", "reference"])
+@pytest.mark.parametrize("exact", [False, True], ids=["flashlite", "exact"])
+def test_autocast_casts_the_inputs_and_nothing_else(exact, backend, device):
+    """The reference's float32 products were rounded to bfloat16."""
+    tensors, bias = heads(device=device), torch.randn(1, 33, device=device)
+    options = {"frames": 3, "constants": MiraConstants(), "statistics": "instance"}
+
+    def attend(q, k, v):
+        if exact:
+            return exact_attention(q, k, v, **options, backend=backend)
+        return flashlite_attention(q, k, v, bias, backend=backend)
+
+    with torch.autocast(device, torch.bfloat16):
+        found = attend(*tensors)
+    assert torch.equal(found, attend(*(x.bfloat16() for x in tensors)))
+
+
 def test_gradients_of_some_inputs_and_none(device):
     q, k, v = (x.detach() for x in heads(device=device))
     v.requires_grad_()
