@@ -15,9 +15,22 @@ RAY = (
     "tests/test_road.py",
 )
 """Files that start a Ray."""
+LONG = (
+    *RAY,
+    "tests/kernels/test_exact_compiled.py",
+    "tests/kernels/test_flashlite_compiled.py",
+    "tests/finetune/test_study.py",
+    "tests/shards/test_real_videos.py",
+)
+"""Files that take longest. They come first, so that no process is left with one at the end."""
 
 # `launch.tracking.connect` says this before it imports MLflow; a test may import MLflow earlier.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, before them the longest queue: that of the files with a Ray."""
+    items.sort(key=lambda item: [not item.nodeid.startswith(files) for files in (RAY, LONG)])
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -34,4 +47,5 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.split("::")[0]
             return "ray" if file in RAY else file
 
+    config.option.loadscopereorder = False  # it goes by the number of tests, not by their time
     return ByFile(config, log)
