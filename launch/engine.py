@@ -169,14 +169,14 @@ def fit(
             _seed(run.seed, state.step, context.rank)
 
             micro_batches = clock.load(source.take)  # load
-            tally = Tally(micro_batches, context)  # weigh
+            tally = Tally(micro_batches, context, waited=clock.waited)  # weigh
             for batch in micro_batches:
                 batch = batch.to(context.device)
                 losses, metrics = zero.forward(batch)  # forward
                 zero.backward(tally.add(losses, metrics, batch))  # backward
             result = zero.step(run.lr_at(state.step, total_steps))  # step
             figures = tally.reduce() | result.figures()
-            clock.tick()
+            clock.tick(tally.longest_wait())
 
             if not result.applied and state.is_lost(tally, result, run.max_bad_steps):
                 state.go_back(checkpoints, zero, source)

@@ -59,22 +59,25 @@ class Clock:
     ):
         self._clips, self._flops, self._world = clips, flops_per_clip, world
         self._device, self._peak = device, peak
+        self.waited = 0.0
+        """Seconds that this rank waited for the data of the present step."""
         self._born = self._began = time.perf_counter()
         self._waited = self._all_waited = self._spent = self._all_spent = 0.0
         self._steps = self._all_steps = 0
         self._readings = 0
 
     def load(self, take: Callable[[], Result]) -> Result:
-        """Start a step by taking its data; the time this takes is the wait."""
+        """Start a step by taking its data."""
         self._began = time.perf_counter()
         taken = take()
-        self._waited += time.perf_counter() - self._began
+        self.waited = time.perf_counter() - self._began
         return taken
 
-    def tick(self) -> None:
-        """End the step. The caller has read a number of this step, so the device is done with
-        it."""
+    def tick(self, waited: float) -> None:
+        """End the step, whose slowest rank waited so long for its data. The caller has read a
+        number of this step, so the device is done with it."""
         self._spent += time.perf_counter() - self._began
+        self._waited += waited
         self._steps += 1
 
     def read(self) -> dict[str, float]:

@@ -42,7 +42,7 @@ class Summary:
     skipped_steps: int
     clips_per_second: float
     data_wait: float
-    """Share of the time that was spent waiting for data, 0 to 1."""
+    """Share of the time that the slowest worker of each step waited for its data, 0 to 1."""
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
     """Figures of the last evaluation."""

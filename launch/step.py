@@ -64,9 +64,13 @@ def _left_out(batch: Batch) -> int:
 class Tally:
     """Weighs the losses of one step and adds up its figures, over micro-batches and ranks."""
 
-    def __init__(self, micro_batches: list[Batch], context: WorkerContext):
+    def __init__(self, micro_batches: list[Batch], context: WorkerContext, *, waited: float = 0.0):
+        """`waited`: seconds that this rank waited for the micro-batches."""
         weight = torch.stack([b.weights.double().sum() for b in micro_batches]).sum()
-        self._total = sum_over_ranks(weight, context.device)
+        waits = torch.zeros(context.world, dtype=torch.float64)
+        waits[context.rank] = waited
+        total = sum_over_ranks(torch.cat([weight.cpu()[None], waits]), context.device)
+        self._total, self._waits = total[0], total[1:]
         self._left_out = sum(_left_out(batch) for batch in micro_batches)
         self._context = context
         self._sums: dict[str, Tensor] = {}
@@ -101,6 +105,10 @@ class Tally:
         *sums, left_out = sum_over_ranks(sums, self._context.device)
         means = {name: float(s / self._total) for name, s in zip(names, sums, strict=True)}
         return means | {"left_out": float(left_out)}
+
+    def longest_wait(self) -> float:
+        """Seconds that the slowest rank waited for its data: all others waited for it."""
+        return float(self._waits.max())
 
     def verdict(self) -> tuple[bool, str]:
         """Of a dropped step: whether a loss was not finite, and what to tell, with the keys of all

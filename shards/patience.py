@@ -33,6 +33,7 @@ _OF_THE_WAY = {"HTTPClientError", "ConnectionError", "IncompleteReadError", "Res
 """Bases of botocore's errors that tell of the network; its others tell of settings."""
 
 log = logging.getLogger("shards")
+log.setLevel(logging.WARNING)  # of its own: Ray sets the root's to ERROR where workers run
 
 
 class WrongBytes(OSError):

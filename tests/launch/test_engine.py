@@ -13,6 +13,7 @@ from launch.checkpoint import Checkpoints, fp32_state
 from launch.cluster import WorkerContext
 from launch.engine import Diverged, RunConfig, due, evaluate, fit
 from launch.schedule import lr_at, scaled_lr
+from tests.launch.ranks import wait_of_rank
 from tests.launch.toy import Accuracy, MemoryTracker, ToyStream, ToyTask, here, slots
 
 STEPS, GLOBAL = 6, 16
@@ -365,6 +366,12 @@ def test_progress_is_told_in_lines_that_a_program_can_read(tmp_path, capsys):
     assert [re.fullmatch(line, text)[1] for text in lines] == ["3", "6"]
     expected = {"loss", "lr", "grad_norm", "accuracy", "clips_per_second", "data_wait", "tflops"}
     assert {f"train/{name}" for name in expected} <= set(tracker.rows[6])
+
+
+def test_every_rank_knows_how_long_the_slowest_waited_for_its_data(tmp_path):
+    """The others wait for it in the step: a figure of rank 0's own loader would not show it."""
+    mp.spawn(wait_of_rank, args=(str(tmp_path),), nprocs=2)
+    assert [torch.load(tmp_path / f"wait_{rank}.pt") for rank in range(2)] == [(0.5, 0.5)] * 2
 
 
 def test_data_that_ends_inside_a_step_is_an_error(tmp_path):

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -364,6 +365,17 @@ def test_looking_ahead_sends_nothing_away_that_is_in_use(tmp_path, monkeypatch):
     assert digests(place) == {name_of(1), name_of(2)}
 
 
+@pytest.fixture
+def quiet_root():
+    """The root logger as Ray leaves it in a driver and in its workers."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    yield
+    root.setLevel(before)
+
+
+@pytest.mark.usefixtures("quiet_root")
 def test_a_cache_in_which_shards_go_while_they_are_in_use_says_so_once(tmp_path, caplog):
     place = Cache(tmp_path / "cache", limit=1000)
     for number in (0, 1, 0, 1, 0):
