@@ -2,8 +2,8 @@
 
     python -m benchmarks.plot_recognition [--rows FILE.csv] [--out FILE.png] [--docs FILE.md]
 
-UF1 over the strength of the expressions, a line a network with its interval over people. It
-measures nothing.
+UF1 over the strength of the expressions, a line a network with its interval over people and seeds.
+It measures nothing.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+
+from benchmarks.recognition_figures import AGAINST
 
 RESULTS = Path(__file__).parent / "results" / "recognition.csv"
 PICTURE = Path(__file__).parents[1] / "docs" / "study.png"
@@ -37,7 +39,7 @@ def newest(rows: Rows, scale: str) -> dict[str, dict[str, dict[str, str]]]:
         if row["scale"] == scale:
             found.setdefault(row["model"], {})[row["strength"]] = row
     last = [row for by_strength in found.values() for row in by_strength.values()]
-    for name in ("device", "torch", "steps", "batch", "folds"):
+    for name in ("device", "torch", "steps", "batch", "folds", "seeds"):
         if len(values := sorted({row[name] for row in last})) > 1:
             raise ValueError(
                 f"the newest rows differ in {name} ({', '.join(values)}): run all anew"
@@ -62,6 +64,17 @@ def picture(rows: Rows, out: Path, *, scale: str) -> None:
         axes.errorbar(
             x, y, [below, above], label=model, color=COLOURS[model], marker="o", capsize=3
         )
+    commonest = [float(next(iter(found.values()))[s]["commonest_uf1"]) for s in strengths]
+    axes.plot(range(len(strengths)), commonest, color="#aaaaaa", linestyle=":", zorder=0)
+    axes.annotate(
+        "always the commonest class",
+        (len(strengths) - 1, commonest[-1]),
+        color="#888888",
+        ha="right",
+        va="top",
+        xytext=(18, -4),
+        textcoords="offset points",
+    )
     axes.set_xticks(range(len(strengths)), strengths)
     axes.set_xlabel("strength of the expression (1: full; 0.3 and 0.15: brief and faint)")
     axes.set_ylabel("UF1, people not trained on")
@@ -79,12 +92,13 @@ def tables(rows: Rows, *, scale: str) -> str:
     first = next(iter(found.values()))["all"]
     strengths = [s for s in next(iter(found.values())) if s != "all"]
     text = f"{first['device']}, torch {first['torch']}, {first['date']}; {first['clips']} clips of "
-    text += f"{first['people']} people, {first['folds']} folds by person, each with a seed of its "
-    text += f"own; {first['steps']} steps of {first['batch']} clips.\n\n"
-    text += "| network | told of a test clip | parameters | s a fold | UF1 (95 % over people) "
-    text += "| worst … best fold | UAR |"
-    text += "".join(f" UF1 at {s} |" for s in strengths) + "\n"
-    text += "|---|---|---|---|---|---|---|" + "---|" * len(strengths) + "\n"
+    text += f"{first['people']} people, {first['folds']} folds by person, {first['seeds']} seeds; "
+    text += f"{first['steps']} steps of {first['batch']} clips. Intervals: 95 % over people and "
+    text += f"seeds. Always the commonest class: UF1 {float(first['commonest_uf1']):.2f}.\n\n"
+    text += _head(
+        *("network", "told of a test clip", "parameters", "s a fold", "UF1", "worst … best seed"),
+        *("UAR", *(f"UF1 at {s}" for s in strengths)),
+    )
     for model, by in found.items():
         row = by["all"]
         cells = [
@@ -92,20 +106,30 @@ def tables(rows: Rows, *, scale: str) -> str:
             row["told"] or "its frames alone",
             f"{int(row['parameters']) / 1e6:.2f} M",
             row["seconds_a_fold"],
+            _figure(row, "uf1"),
+            f"{float(row['uf1_worst_seed']):.2f} … {float(row['uf1_best_seed']):.2f}",
+            f"{float(row['uar']):.2f}",
         ]
-        cells += [_figure(row, "uf1")]
-        cells += [f"{float(row['uf1_worst_fold']):.2f} … {float(row['uf1_best_fold']):.2f}"]
-        cells += [f"{float(row['uar']):.2f}"]
         text += _line([*cells, *(_figure(by[s], "uf1") for s in strengths)])
-    text += (
-        "\n| network | apex hit | best constant guess | importance from onset to offset | equal "
+    text += "\n" + _head("change of UF1", "all", *(f"at {s}" for s in strengths))
+    for model, by in found.items():
+        if by["all"]["change"]:
+            cells = [_figure(row, "change", signed=True) for row in by.values()]
+            text += _line([f"{model}, against {AGAINST[model]}", *cells])
+    for name, what in (("spotted", "onset and apex spotted"), ("shuffled", "frames shuffled")):
+        for model, by in found.items():
+            if by["all"][name]:
+                cells = [_figure(row, name, signed=True) for row in by.values()]
+                text += _line([f"{model}, {what}", *cells])
+    text += "\n" + _head(
+        *("network", "apex hit", "best constant guess", "importance from onset to offset"),
+        "equal shares put there",
     )
-    text += "shares put there | change of UF1, frames shuffled |\n|---|---|---|---|---|---|\n"
     for model, by in found.items():
         row = by["all"]
-        hit, *rest = (_figure(row, n) for n in ("hit", "inside", "uniform"))
-        constant = f"{float(row['constant_hit']):.2f}" if row["constant_hit"] else "–"
-        text += _line([model, hit, constant, *rest, _figure(row, "shuffled", signed=True)])
+        if row["hit"]:
+            hit, *rest = (_figure(row, n) for n in ("hit", "inside", "uniform"))
+            text += _line([model, hit, f"{float(row['constant_hit']):.2f}", *rest])
     return text + "\n"
 
 
@@ -118,6 +142,10 @@ def _figure(row: dict[str, str], name: str, *, signed: bool = False) -> str:
         form.format(float(row[key])) for key in (name, f"{name}_low", f"{name}_high")
     )
     return f"{value} ({low} … {high})"
+
+
+def _head(*names: str) -> str:
+    return _line(list(names)) + "|---" * len(names) + "|\n"
 
 
 def _line(cells: list[str]) -> str:

@@ -2,11 +2,12 @@
 
     python -m benchmarks.recognition [--scale small] [--out FOLDER] [--models plain hsta]
 
-Renders people whose clips show four strengths, deals them into five folds by person, trains every
-network on each fold for the same number of steps (fold i with seed i, the last step is taken), and
-asks it about the people it has not seen. Finished parts are not done again: the same command goes
-on after a stop. Rows a network and strength go to benchmarks/results/recognition.csv;
-`python -m benchmarks.plot_recognition` draws them. On one GPU a fold: `--scale full`.
+Renders people at full strength, on whom every network is trained first, and other people whose
+clips show four strengths. These are dealt into folds by person: each network is trained on and then
+asked about the fold it has not seen. All of it with every seed, at one budget; the last step is
+taken. Finished parts are not done again: the same command goes on after a stop. Rows a network and
+strength go to benchmarks/results/recognition.csv; `python -m benchmarks.plot_recognition` draws
+them. On one GPU a fold: `--scale full`.
 """
 
 from __future__ import annotations
@@ -17,56 +18,33 @@ import datetime
 import json
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.recognition_models import MODELS, SCALES, Scale, config_of
+from benchmarks.recognition_figures import Told, read, rows_of
+from benchmarks.recognition_jobs import ask, train_first
+from benchmarks.recognition_models import MODELS, SCALES, STRENGTHS, Part, Scale, config_of
 from benchmarks.rows import append, processor
-from finetune.bootstrap import Interval, mean_interval, paired_differences
+from finetune.config import FinetuneConfig
 from finetune.models import build
 from finetune.models.configs import privileged
-from finetune.probes import temporal
-from finetune.probes.temporal import TemporalConfig
 from finetune.protocols import ProtocolConfig
+from finetune.spotting import spot
 from finetune.study import driver
 from finetune.study.config import StudyConfig
-from finetune.study.pooled import Answer, pool
-from launch.cluster import ClusterConfig
-from launch.tracking import TrackingConfig
+from launch.cluster import ray_cluster
+from shards.frames import decode
 from shards.manifest import Manifest
 
 RESULTS = Path(__file__).parent / "results" / "recognition.csv"
-STRENGTHS = ("1", "0.5", "0.3", "0.15")
-"""Of the rendered expressions; 0.3 and below are brief, as micro-expressions are."""
 CLASSES = ("neutral=", "happiness=positive")
 CLASSES += tuple(f"{name}=negative" for name in ("anger", "disgust", "fear", "sadness"))
 """The three classes of the field; faces without an expression are left out."""
-FOLDS = 5
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a network said of a clip it was not trained on."""
-
-    fold: str
-    clip: str
-    subject: str
-    label: str
-    as_is: str
-    shuffled: str
-    """Of its frames in a random order; "" for a network without frames."""
-    strength: str
-    uniform: float | None
-    inside: float | None
-    hit: float | None
-    apex: str
-    """The tubelet that holds the apex, by its place; "" where none does."""
 
 
 def main() -> int:
@@ -74,51 +52,59 @@ def main() -> int:
     options = _options()
     scale = SCALES[options.scale]
     out = Path(options.out or f"runs/recognition-{scale.name}").absolute()
-    shards, strengths = rendered(scale, out)
-    rows = []
-    for model in options.models:
-        folder = out / model
-        config = study_of(model, scale, folder, shards, options)
-        results = train(config)
-        told = [t for n in range(FOLDS) for t in asked(folder, shards, n, strengths)]
-        rows += rows_of(model, scale, told, results, steps=options.steps or scale.steps)
-        print(f"{model}: UF1 {float(rows[-len(STRENGTHS) - 1]['uf1']):.3f} over all strengths")
-    if options.steps is None:
-        append(RESULTS, rows)
+    full = rendered(scale.first, out / "full", scale)
+    faint = rendered(scale.then, out / "faint", scale)
+    strengths = strengths_of(faint)
+    spotted = with_spotted_marks(faint, scale)
+    told: dict[str, list[Told]] = {}
+    results: dict[str, list[dict]] = {}
+    with ray_cluster(silent=True):
+        for model in options.models:
+            folder, steps = out / model, options.steps or scale.first.steps
+            config = config_of(model, scale, shards=str(full), steps=steps)
+            firsts = [first_of(config, folder, seed) for seed in range(scale.seeds)]
+            train_first(firsts)
+            told[model], results[model] = [], []
+            for seed, first in enumerate(firsts):
+                study = study_of(model, scale, folder / f"seed{seed}", faint, first, options)
+                results[model] += train(study)
+                folds = _folds(Path(study.out))
+                ask(folds, study.finetune, spotted)
+                for fold in folds:
+                    told[model] += read(fold, seed=seed, strengths=strengths)
+    for model, rows in rows_of(told, STRENGTHS).items():
+        made = common(model, scale, results[model])
+        print(f"{model}: UF1 {rows[0]['uf1']} ({rows[0]['uf1_low']} to {rows[0]['uf1_high']})")
+        if options.steps is None:
+            append(RESULTS, [made | row for row in rows])
     return 0
 
 
-def rendered(scale: Scale, out: Path) -> tuple[Path, dict[str, str]]:
-    """The shards, made if they are not there, and each clip's strength by its key."""
+def rendered(part: Part, out: Path, scale: Scale) -> Path:
+    """The shards of one set of people, made if they are not there."""
     videos, shards = out / "videos", out / "shards"
     if (videos / "render.json").is_file():
-        check_rendered(json.loads((videos / "render.json").read_text()), scale, videos)
+        check_rendered(json.loads((videos / "render.json").read_text()), part, scale, videos)
     else:
         size = f"{scale.picture}x{scale.picture}"
-        made = ["--subjects", str(scale.people), "--clips", str(scale.clips), "--size", size]
-        made += ["--seconds", "1", "--fps", str(scale.fps), "--splits", "all=1"]
-        _shards("render", "--out", str(videos), *made, "--strengths", *STRENGTHS)
-    annotations = videos / "annotations.csv"
+        made = ["--subjects", str(part.people), "--clips", str(part.clips), "--size", size]
+        made += ["--seconds", "1", "--fps", str(part.fps), "--splits", "all=1"]
+        made += ["--seed", str(part.seed), "--strengths", *part.strengths]
+        _shards("render", "--out", str(videos), *made)
     if not (shards / "manifest.json").is_file():
-        cut = ["--size", str(scale.size), "--margin", "0", "--min-frames", "8", "--overwrite"]
-        _shards(
-            "ingest", str(videos), "--out", str(shards), *cut, "--annotations", str(annotations)
-        )
-    with annotations.open(newline="") as file:
-        strength = {row["path"]: row["strength"] for row in csv.DictReader(file)}
-    manifest = Manifest.open(shards)
-    rows = [row for i in range(len(manifest.shards)) for row in manifest.index(i)]
-    return shards, {row.key: strength[row.record.path] for row in rows}
+        _ingest(videos, shards, videos / "annotations.csv", scale)
+    return shards
 
 
-def check_rendered(found: dict[str, Any], scale: Scale, videos: Path) -> None:
+def check_rendered(found: dict[str, Any], part: Part, scale: Scale, videos: Path) -> None:
     """ValueError where the videos that are there are those of another scale."""
     wanted = {
-        "subjects": scale.people,
-        "clips_per_subject": scale.clips,
+        "subjects": part.people,
+        "clips_per_subject": part.clips,
+        "seed": part.seed,
         "size": [scale.picture, scale.picture],
-        "fps": scale.fps,
-        "strengths": [float(strength) for strength in STRENGTHS],
+        "fps": part.fps,
+        "strengths": [float(strength) for strength in part.strengths],
     }
     for name, value in wanted.items():
         if found.get(name) != value:
@@ -128,16 +114,72 @@ def check_rendered(found: dict[str, Any], scale: Scale, videos: Path) -> None:
             )
 
 
+def strengths_of(shards: Path) -> dict[str, str]:
+    """Each clip's strength, by its key."""
+    with (shards.parent / "videos" / "annotations.csv").open(newline="") as file:
+        strength = {row["path"]: row["strength"] for row in csv.DictReader(file)}
+    manifest = Manifest.open(shards)
+    rows = [row for i in range(len(manifest.shards)) for row in manifest.index(i)]
+    return {row.key: strength[row.record.path] for row in rows}
+
+
+def with_spotted_marks(shards: Path, scale: Scale) -> Path:
+    """The same clips with onset and apex as `finetune.spotting` finds them, in other shards."""
+    out = shards.parent
+    found, videos, annotations = out / "shards-spotted", out / "videos", out / "spotted.csv"
+    if (found / "manifest.json").is_file():
+        return found
+    manifest, marks = Manifest.open(shards), {}
+    for number, shard in enumerate(manifest.shards):
+        with (shards / shard.name).open("rb") as tar:
+            for row in manifest.index(number):
+                tar.seek(row.offset)
+                marks[row.record.path] = spot(decode(tar.read(row.size), np.arange))
+    with (videos / "annotations.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["path"] in marks]
+    with annotations.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            onset, apex = marks[row["path"]]
+            writer.writerow(row | {"onset": onset, "apex": apex, "offset": ""})
+    _ingest(videos, found, annotations, scale)
+    return found
+
+
+def first_of(config: FinetuneConfig, out: Path, seed: int) -> FinetuneConfig:
+    """The first training of a network: all labels, expressions at full strength."""
+    return replace(
+        config,
+        data=replace(config.data, split="all", seed=seed),
+        run=replace(config.run, seed=seed),
+        cluster=replace(config.cluster, output=str(out / f"full{seed}")),
+        validation_split=None,
+    )
+
+
 def study_of(
-    model: str, scale: Scale, out: Path, shards: Path, options: argparse.Namespace
+    model: str,
+    scale: Scale,
+    out: Path,
+    shards: Path,
+    first: FinetuneConfig,
+    options: argparse.Namespace,
 ) -> StudyConfig:
-    """Five folds by person, the last step of each."""
+    """Folds by person, the same for every network and seed; the last step of each."""
+    steps = options.steps or scale.then.steps
+    config = config_of(model, scale, shards=str(shards), steps=steps)
+    seed = first.run.seed
     return StudyConfig(
-        config_of(model, scale, shards=str(shards), steps=options.steps),
-        ProtocolConfig(protocol="kfold", k=FOLDS, rename=CLASSES, validation_share=0.0),
+        replace(
+            config,
+            data=replace(config.data, seed=seed),
+            run=replace(config.run, seed=seed),
+            init=str(Path(first.cluster.output, "last")),
+        ),
+        ProtocolConfig(protocol="kfold", k=scale.folds, rename=CLASSES, validation_share=0.0),
         out=str(out),
         select_last=True,
-        vary_seed=True,
         accept_code=options.accept_code,
     )
 
@@ -148,34 +190,11 @@ def train(config: StudyConfig) -> list[dict]:
     return [json.loads((f / "result.json").read_text()) for f in _folds(Path(config.out))]
 
 
-def asked(folder: Path, shards: Path, number: int, strengths: dict[str, str]) -> list[Told]:
-    """What the network of a fold says of its test clips."""
-    fold = _folds(folder)[number]
-    found = fold / "temporal" / "clips.csv"
-    if not found.is_file():
-        temporal.run(
-            TemporalConfig(
-                model=str(fold / "run" / "last"),
-                shards=(str(shards),),
-                splits=str(fold / "split.csv"),
-                split="test",
-                loader_workers=0,
-                seed=number,
-                cluster=ClusterConfig(workers=0, output=str(found.parent)),
-                tracking=TrackingConfig(experiment="recognition"),
-            )
-        )
-    with found.open(newline="") as file:
-        return [_told(row, fold.name, strengths) for row in csv.DictReader(file)]
-
-
-def rows_of(
-    model: str, scale: Scale, told: Sequence[Told], results: Sequence[dict], *, steps: int
-) -> list[dict[str, object]]:
-    """A row for all strengths, and one for each."""
-    config = config_of(model, scale, shards="-")
+def common(model: str, scale: Scale, results: Sequence[dict]) -> dict[str, object]:
+    """What every row of a network says of how it was made."""
+    config = config_of(model, scale, shards="-", steps=1)
     network = build(config.encoder, config.outputs(("negative", "positive", "surprise")))
-    common = {
+    return {
         "date": datetime.date.today().isoformat(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "torch": torch.__version__,
@@ -184,93 +203,24 @@ def rows_of(
         "told": " ".join(privileged(config.encoder)),
         "parameters": sum(p.numel() for p in network.parameters()),
         "gflop": f"{network.flops() / 1e9:.4f}",
-        "steps": steps,
+        "first_people": scale.first.people,
+        "first_steps": scale.first.steps,
+        "steps": scale.then.steps,
         "batch": config.run.global_batch,
-        "folds": len(results),
+        "folds": scale.folds,
         "seconds_a_fold": f"{np.median([fold['seconds'] for fold in results]):.0f}",
         "code": " ".join(sorted({fold["code"][:12] for fold in results})),
     }
-    rows = [common | _figures("all", told)]
-    for strength in STRENGTHS:
-        rows.append(common | _figures(strength, [t for t in told if t.strength == strength]))
-    return rows
-
-
-def _figures(strength: str, told: Sequence[Told]) -> dict[str, object]:
-    """UF1, UAR and WAR with intervals over people; where the network looks; what order is worth."""
-    labels = sorted({t.label for t in told})
-    answers = [Answer(t.fold, t.clip, t.label, t.as_is, t.subject, t.subject) for t in told]
-    pooled = pool(answers, labels)
-    low, high = pooled["interval"]["uf1"]
-    each = [pool([a for a in answers if a.fold == f], labels)["uf1"] for f in _names(told)]
-    found: dict[str, object] = {"strength": strength, "clips": len(told)}
-    found |= {"people": pooled["units"]}
-    found |= {"uf1": f"{pooled['uf1']:.4f}", "uf1_low": f"{low:.4f}", "uf1_high": f"{high:.4f}"}
-    found |= {"uf1_worst_fold": f"{min(each):.4f}", "uf1_best_fold": f"{max(each):.4f}"}
-    found |= {"uar": f"{pooled['uar']:.4f}", "war": f"{pooled['war']:.4f}"}
-    for name in ("hit", "inside", "uniform"):
-        found |= _interval(name, _mean(told, name))
-    found |= {"constant_hit": _constant(told)}
-    return found | _interval("shuffled", _shuffled(told, labels))
-
-
-def _shuffled(told: Sequence[Told], labels: Sequence[str]) -> Interval | None:
-    """By how much UF1 changes when the frames come in a random order."""
-    asked = [t for t in told if t.shuffled]
-    if not asked:
-        return None
-    at = {label: i for i, label in enumerate(labels)}
-    truth, before, after = (
-        np.array([at[getattr(t, name)] for t in asked]) for name in ("label", "as_is", "shuffled")
-    )
-    people = [t.subject for t in asked]
-    return paired_differences(truth, before, after, people, classes=len(labels), seed=0)["f1"]
-
-
-def _constant(told: Sequence[Told]) -> str:
-    """How often the apex lies in the tubelet where it lies most: a hit without looking."""
-    places = [t.apex for t in told if t.apex]
-    return f"{max(Counter(places).values()) / len(places):.4f}" if places else ""
-
-
-def _mean(told: Sequence[Told], name: str) -> Interval | None:
-    known = [t for t in told if getattr(t, name) is not None]
-    values = [getattr(t, name) for t in known]
-    return mean_interval(values, [t.subject for t in known], seed=0) if known else None
-
-
-def _interval(name: str, found: Interval | None) -> dict[str, object]:
-    value, low, high = found or (None, None, None)
-    each = {name: value, f"{name}_low": low, f"{name}_high": high}
-    return {key: "" if number is None else f"{number:.4f}" for key, number in each.items()}
-
-
-def _told(row: dict[str, str], fold: str, strengths: dict[str, str]) -> Told:
-    def number(name: str) -> float | None:
-        return float(row[name]) if row[name] not in ("", "nan") else None
-
-    return Told(
-        fold=fold,
-        clip=row["key"],
-        subject=row["subject"],
-        label=row["label"],
-        as_is=row["as_is"],
-        shuffled=row.get("shuffled", ""),
-        strength=strengths[row["key"]],
-        uniform=number("uniform"),
-        inside=number("inside"),
-        hit=number("hit"),
-        apex=row["apex_place"],
-    )
-
-
-def _names(told: Sequence[Told]) -> list[str]:
-    return sorted({t.fold for t in told})
 
 
 def _folds(folder: Path) -> list[Path]:
     """The folds' folders, in their order."""
     return sorted((folder / "folds").iterdir())
+
+
+def _ingest(videos: Path, shards: Path, annotations: Path, scale: Scale) -> None:
+    cut = ["--size", str(scale.size), "--margin", "0", "--min-frames", "8", "--overwrite"]
+    _shards("ingest", str(videos), "--out", str(shards), *cut, "--annotations", str(annotations))
 
 
 def _shards(*words: str) -> None:

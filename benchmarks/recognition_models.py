@@ -1,7 +1,7 @@
 """The networks that `benchmarks.recognition` compares, at the size of two cores and at full size.
 
-Owns their sizes and the one budget: every network sees the same clips for the same number of steps
-with the same optimiser. It runs nothing.
+Owns their sizes, the people they see, and the one budget: every network sees the same clips for the
+same number of steps with the same optimiser. It runs nothing.
 """
 
 from __future__ import annotations
@@ -35,31 +35,63 @@ RATE = 8e-3
 """For 256 clips a step; the rate that trains the demo's encoder."""
 
 
+STRENGTHS = ("1", "0.5", "0.3", "0.15")
+"""Of the expressions that networks are tested on; 0.3 and below are brief, as micro-expressions."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A set of rendered people, and how long a network is trained on it."""
+
+    people: int
+    clips: int
+    """Of each person."""
+    fps: float
+    strengths: tuple[str, ...]
+    seed: int
+    """Of the people: another one, other people."""
+    steps: int
+
+
 @dataclass(frozen=True)
 class Scale:
     """How large a comparison is."""
 
     name: Literal["small", "full"]
-    people: int
-    clips: int
-    """Of each person."""
     picture: int
     """Pixels a side of the rendered videos."""
     size: int
     """Pixels a side of the stored crops."""
-    fps: float
-    steps: int
+    first: Part
+    """Expressions at full strength, of people who are in no test."""
+    then: Part
+    """Expressions of four strengths."""
+    folds: int
+    """By person: each is the test of networks that were trained on the others."""
+    seeds: int
+    """Trainings of every network, each on both sets."""
 
 
 SCALES = {
-    "small": Scale("small", people=120, clips=7, picture=256, size=64, fps=16, steps=200),
-    "full": Scale("full", people=100, clips=56, picture=640, size=256, fps=100, steps=6000),
+    "small": Scale(
+        *("small", 256, 64),
+        first=Part(people=400, clips=7, fps=8, strengths=("1",), seed=8, steps=400),
+        then=Part(people=600, clips=7, fps=16, strengths=STRENGTHS, seed=7, steps=200),
+        folds=2,
+        seeds=5,
+    ),
+    "full": Scale(
+        *("full", 640, 256),
+        first=Part(people=400, clips=7, fps=25, strengths=("1",), seed=8, steps=3000),
+        then=Part(people=100, clips=56, fps=100, strengths=STRENGTHS, seed=7, steps=6000),
+        folds=5,
+        seeds=5,
+    ),
 }
 
 
-def config_of(model: str, scale: Scale, *, shards: str, steps: int | None = None) -> FinetuneConfig:
-    """The complete configuration of one network."""
-    steps = scale.steps if steps is None else steps
+def config_of(model: str, scale: Scale, *, shards: str, steps: int) -> FinetuneConfig:
+    """The complete configuration of one training of a network."""
     return _small(model, shards, steps) if scale.name == "small" else _full(model, shards, steps)
 
 

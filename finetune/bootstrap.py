@@ -54,6 +54,24 @@ def mean_interval(values: Sequence[float], people: Sequence[Hashable], *, seed: 
     return _interval(sums.sum() / sizes.sum(), (weights @ sums) / (weights @ sizes), len(sizes))
 
 
+def figures_interval(
+    truth: Array, answers: Array, people: Sequence[Hashable], *, classes: int, seed: int
+) -> dict[str, Interval]:
+    """`war`, `uar` and `f1` of answers, as a mean over trainings where there are several.
+
+    Args:
+        truth: int64 [n] classes.
+        answers: int64 [n], or [R, n]: what R trainings (seeds) answer to the same clips.
+        people: who each clip shows, None where unknown.
+
+    With several trainings a draw takes people and, of its own, trainings with replacement: the
+    interval then is for other people and other seeds, if anything too wide (Owen, The pigeonhole
+    bootstrap, Annals of Applied Statistics 1(2), 2007).
+    """
+    found = _resampled(truth, answers, people, classes=classes, seed=seed)
+    return {name: _interval(*pair, len(set(numbered(people)))) for name, pair in found.items()}
+
+
 def paired_differences(
     truth: Array,
     before: Array,
@@ -66,27 +84,43 @@ def paired_differences(
     """By how much each figure changes, `after` - `before`, on the same clips and the same draws.
 
     Args:
-        truth, before, after: int64 [n] classes: the right ones, and two answers to every clip.
-        people: who each clip shows, None where unknown.
+        truth, before, after, people: as in `figures_interval`, twice the answers; training r of
+            one is compared with training r of the other.
 
     Returns:
         differences of `war`, `uar` and `f1`.
     """
-    numbers = numbered(people)
+    one, other = (
+        _resampled(truth, answers, people, classes=classes, seed=seed)
+        for answers in (before, after)
+    )
+    count = len(set(numbered(people)))
+    return {
+        name: _interval(other[name][0] - one[name][0], other[name][1] - one[name][1], count)
+        for name in one
+    }
+
+
+def _resampled(
+    truth: Array, answers: Array, people: Sequence[Hashable], *, classes: int, seed: int
+) -> dict[str, tuple[Array, Array]]:
+    """Each figure, a mean over trainings, and its value in every draw [DRAWS]."""
+    numbers, trainings = numbered(people), np.atleast_2d(answers)
     count = int(numbers.max()) + 1
     weights = draws(count, seed=seed)
-    whole, drawn = [], []
-    for answers in (before, after):
-        cells = (numbers * classes + truth) * classes + answers
+    turns = draws(len(trainings), seed=seed + 1) / len(trainings)  # [DRAWS, R]
+    whole: dict[str, Array] = {}
+    drawn: dict[str, Array] = {}
+    for told, turn in zip(trainings, turns.T, strict=True):
+        cells = (numbers * classes + truth) * classes + told
         each = np.bincount(cells, minlength=count * classes**2).astype(np.float64)  # [G · C · C]
         each = each.reshape(count, -1)
         matrix = each.sum(0).reshape(classes, classes)
-        whole.append(figures_of(matrix))
-        drawn.append(figures_of((weights @ each).reshape(-1, classes, classes), whole=matrix))
-    return {
-        name: _interval(whole[1][name] - whole[0][name], drawn[1][name] - drawn[0][name], count)
-        for name in whole[0]
-    }
+        in_draws = figures_of((weights @ each).reshape(-1, classes, classes), whole=matrix)
+        for name, value in figures_of(matrix).items():
+            whole[name] = whole.get(name, 0) + value / len(trainings)
+            drawn[name] = drawn.get(name, 0) + turn * in_draws[name]
+    return {name: (whole[name], drawn[name]) for name in whole}
 
 
 def figures_of(confusion: Array, *, whole: Array | None = None) -> dict[str, Array]:

@@ -4,6 +4,7 @@ import csv
 import importlib
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -195,59 +196,85 @@ def test_tuning_swaps_the_tiles_of_one_kernel_and_puts_them_back():
 def test_every_network_of_the_recognition_study_has_one_budget(scale):
     from benchmarks.recognition_models import MODELS, SCALES, config_of
 
-    made = [config_of(model, SCALES[scale], shards="somewhere") for model in MODELS]
+    assert SCALES[scale].first.seed != SCALES[scale].then.seed, "other people"
+    made = [config_of(model, SCALES[scale], shards="somewhere", steps=70) for model in MODELS]
     assert {(c.run.global_batch, c.run.total_steps(1), c.data.balance) for c in made} == {
-        (32, SCALES[scale].steps, 1.0)
+        (32, 70, 1.0)
     }
     assert all(c.encoder.pair == c.data_for().pair for c in made)
 
 
-def test_rows_of_the_recognition_study_pool_what_the_folds_said(tmp_path):
+def test_rows_of_the_recognition_study_compare_on_the_same_clips_and_seeds(tmp_path):
     from benchmarks.plot_recognition import picture, tables
-    from benchmarks.recognition import STRENGTHS, Told, rows_of
+    from benchmarks.recognition import STRENGTHS, common
+    from benchmarks.recognition_figures import Told, rows_of
     from benchmarks.recognition_models import SCALES
 
     names = ("negative", "positive", "surprise")
-    told = [
-        Told(
-            fold=f"fold{person % 2}",
-            clip=f"{person}-{strength}-{label}",
-            subject=str(person),
-            label=label,
-            as_is=label if strength == "1" else "negative",  # right at full strength alone
-            shuffled="negative",
-            strength=strength,
-            uniform=0.5,
-            inside=0.75,
-            hit=1.0,
-            apex="1" if person < 4 else "2",
-        )
-        for person in range(6)
-        for strength in STRENGTHS
-        for label in names
-    ]
+
+    def said(seed: int, strength: str, label: str, right: Collection[str]) -> dict[str, str]:
+        answer = label if strength in right else "negative"
+        return {"as_is": answer, "shuffled": "negative", "spotted": answer if seed else "negative"}
+
+    def answers(right: Collection[str]) -> list[Told]:
+        return [
+            Told(
+                seed=seed,
+                fold=f"fold{person % 2}",
+                clip=f"{person}-{strength}-{label}",
+                subject=str(person),
+                label=label,
+                strength=strength,
+                **said(seed, strength, label, right),
+                uniform=0.5,
+                inside=0.75,
+                hit=1.0,
+                apex="1" if person < 4 else "2",
+            )
+            for seed in range(2)
+            for person in range(6)
+            for strength in STRENGTHS
+            for label in names
+        ]
+
+    told = {"plain": answers(["1"]), "mira_exact": answers(["1", "0.5"])}
+    made = rows_of(told, STRENGTHS)
     folds = [{"seconds": 1.0, "code": "ab"}] * 2
-    rows = rows_of("plain", SCALES["small"], told, folds, steps=7)
-    by = {str(row["strength"]): {k: str(v) for k, v in row.items()} for row in rows}
-    assert by["1"]["uf1"] == "1.0000" and by["0.15"]["uf1"] == f"{0.5 / 3:.4f}"
-    assert by["1"]["inside"] == "0.7500" and by["1"]["clips"] == "18" and by["all"]["clips"] == "72"
-    assert float(by["1"]["shuffled"]) == pytest.approx(0.5 / 3 - 1, abs=1e-4)
-    assert by["all"]["constant_hit"] == f"{4 / 6:.4f}"
-    table = tables(list(by.values()), scale="small")
+    rows = [
+        {k: str(v) for k, v in (common(model, SCALES["small"], folds) | row).items()}
+        for model, each in made.items()
+        for row in each
+    ]
+    by = {(row["model"], row["strength"]): row for row in rows}
+    floor = 0.5 / 3  # of always naming one of three classes
+    assert by["plain", "1"]["uf1"] == "1.0000" and by["plain", "0.15"]["uf1"] == f"{floor:.4f}"
+    assert by["plain", "1"]["clips"] == "18" and by["plain", "all"]["clips"] == "72"
+    assert by["plain", "1"]["commonest_uf1"] == f"{floor:.4f}" and by["plain", "1"]["seeds"] == "2"
+    assert by["plain", "1"]["inside"] == "0.7500"
+    assert float(by["plain", "1"]["shuffled"]) == pytest.approx(floor - 1, abs=1e-4)
+    assert float(by["plain", "1"]["spotted"]) == pytest.approx((floor - 1) / 2, abs=1e-4)
+    assert by["plain", "all"]["constant_hit"] == f"{4 / 6:.4f}"
+    assert by["plain", "all"]["change"] == "", "it is compared with nothing"
+    assert float(by["mira_exact", "0.5"]["change"]) == pytest.approx(1 - floor, abs=1e-4)
+    assert float(by["mira_exact", "1"]["change"]) == 0
+    table = tables(rows, scale="small")
     assert "1.00 (1.00 … 1.00)" in table and "plain" in table
-    picture(list(by.values()), tmp_path / "study.png", scale="small")
+    picture(rows, tmp_path / "study.png", scale="small")
     assert (tmp_path / "study.png").stat().st_size > 5_000
-    other = {**by["1"], "model": "hsta", "steps": "8"}
-    with pytest.raises(ValueError, match=r"differ in steps \(7, 8\)"):
-        tables([*by.values(), other], scale="small")
+    other = {**by["plain", "1"], "model": "hsta", "steps": "8"}
+    with pytest.raises(ValueError, match=r"differ in steps \(200, 8\)"):
+        tables([*rows, other], scale="small")
+    with pytest.raises(ValueError, match="2 trainings gave 143 answers to 72 clips"):
+        rows_of({"plain": told["plain"][1:]}, STRENGTHS)
 
 
 def test_the_recognition_study_takes_no_videos_of_another_scale(tmp_path):
-    from benchmarks.recognition import STRENGTHS, check_rendered
+    from benchmarks.recognition import check_rendered
     from benchmarks.recognition_models import SCALES
 
-    made = {"subjects": 120, "clips_per_subject": 7, "size": [256, 256], "fps": 16.0}
-    made |= {"strengths": [float(s) for s in STRENGTHS]}
-    check_rendered(made, SCALES["small"], tmp_path)
-    with pytest.raises(ValueError, match="subjects 120, scale full needs 100"):
-        check_rendered(made, SCALES["full"], tmp_path)
+    small, full = SCALES["small"], SCALES["full"]
+    made = {"subjects": 400, "clips_per_subject": 7, "size": [256, 256], "fps": 8.0, "seed": 8}
+    made |= {"strengths": [1.0]}
+    check_rendered(made, small.first, small, tmp_path)
+    with pytest.raises(ValueError, match=r"size \[256, 256\], scale full needs \[640, 640\]"):
+        check_rendered(made, full.first, full, tmp_path)

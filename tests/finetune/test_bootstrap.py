@@ -1,9 +1,9 @@
-"""Intervals where a draw of people holds nobody of a rare class."""
+"""Intervals: a draw of people with nobody of a rare class, and several trainings."""
 
 import numpy as np
 import pytest
 
-from finetune.bootstrap import figures_of, paired_differences
+from finetune.bootstrap import figures_interval, figures_of, paired_differences
 from finetune.study.pooled import Answer, pool
 
 LABELS = ("a", "b", "c")
@@ -50,3 +50,20 @@ def test_a_draw_has_the_classes_of_the_whole_and_its_own_figures_where_it_can():
         assert found["uar"] == pytest.approx(np.mean(recalls))
         assert found["f1"] == pytest.approx(np.mean(f1))
         assert found["war"] == pytest.approx(drawn.trace() / drawn.sum())
+
+
+def test_several_trainings_are_averaged_and_drawn_too():
+    rng = np.random.default_rng(1)
+    people = [n // 4 for n in range(200)]
+    truth = rng.integers(0, 3, 200)
+    good = np.stack([np.where(rng.random(200) < share, truth, 0) for share in (0.9, 0.7, 0.5)])
+    each = [figures_interval(truth, one, people, classes=3, seed=0)["f1"] for one in good]
+    found = figures_interval(truth, good, people, classes=3, seed=0)["f1"]
+    assert found.value == pytest.approx(np.mean([one.value for one in each]))
+    same = figures_interval(truth, good[[1, 1, 1]], people, classes=3, seed=0)["f1"]
+    assert same == pytest.approx(each[1])  # trainings that agree add nothing to the interval
+    assert found.high - found.low > 1.5 * (same.high - same.low)
+    shifted = paired_differences(truth, good, good[[1, 2, 0]], people, classes=3, seed=0)["f1"]
+    assert shifted.value == pytest.approx(0) and shifted.low < -0.05 and shifted.high > 0.05
+    alike = paired_differences(truth, good, good, people, classes=3, seed=0)["f1"]
+    assert alike == (0, 0, 0)
