@@ -38,6 +38,7 @@ from finetune.spotting import spot
 from finetune.study import driver
 from finetune.study.config import StudyConfig
 from launch.cluster import ray_cluster
+from launch.engine import RunConfig
 from shards.frames import decode
 from shards.manifest import Manifest
 
@@ -54,24 +55,28 @@ def main() -> int:
     out = Path(options.out or f"runs/recognition-{scale.name}").absolute()
     full = rendered(scale.first, out / "full", scale)
     faint = rendered(scale.then, out / "faint", scale)
+    classes = of_three_classes(full)
     strengths = strengths_of(faint)
     spotted = with_spotted_marks(faint, scale)
     told: dict[str, list[Told]] = {}
     results: dict[str, list[dict]] = {}
     with ray_cluster(silent=True):
-        for model in options.models:
-            folder, steps = out / model, options.steps or scale.first.steps
-            config = config_of(model, scale, shards=str(full), steps=steps)
-            firsts = [first_of(config, folder, seed) for seed in range(scale.seeds)]
+        for seed in range(options.seeds or scale.seeds):
+            where = [out / model / f"seed{seed}" for model in options.models]
+            made = [config_of(model, scale.first, scale.name) for model in options.models]
+            firsts = [
+                first_of(config, full, classes, folder, seed, options.steps)
+                for config, folder in zip(made, where, strict=True)
+            ]
             train_first(firsts)
-            told[model], results[model] = [], []
-            for seed, first in enumerate(firsts):
-                study = study_of(model, scale, folder / f"seed{seed}", faint, first, options)
-                results[model] += train(study)
+            for model, first, folder in zip(options.models, firsts, where, strict=True):
+                study = study_of(model, scale, folder / "study", faint, first, options)
+                results.setdefault(model, []).extend(train(study))
                 folds = _folds(Path(study.out))
                 ask(folds, study.finetune, spotted)
                 for fold in folds:
-                    told[model] += read(fold, seed=seed, strengths=strengths)
+                    found = read(fold, seed=seed, strengths=strengths)
+                    told.setdefault(model, []).extend(found)
     for model, rows in rows_of(told, STRENGTHS).items():
         made = common(model, scale, results[model])
         print(f"{model}: UF1 {rows[0]['uf1']} ({rows[0]['uf1_low']} to {rows[0]['uf1_high']})")
@@ -147,15 +152,42 @@ def with_spotted_marks(shards: Path, scale: Scale) -> Path:
     return found
 
 
-def first_of(config: FinetuneConfig, out: Path, seed: int) -> FinetuneConfig:
-    """The first training of a network: all labels, expressions at full strength."""
+def of_three_classes(shards: Path) -> Path:
+    """A split file that gives the clips of some shards the classes of the second training."""
+    found = shards.parent / "classes.csv"
+    named = dict(name.split("=") for name in CLASSES)
+    manifest = Manifest.open(shards)
+    rows = [row for i in range(len(manifest.shards)) for row in manifest.index(i)]
+    with found.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["dataset", "key", "split", "label"])
+        for row in rows:
+            label = row.record.label or ""
+            if kind := named.get(label, label):
+                writer.writerow([row.record.dataset, row.key, "train", kind])
+    return found
+
+
+def first_of(
+    config: FinetuneConfig, shards: Path, classes: Path, out: Path, seed: int, steps: int | None
+) -> FinetuneConfig:
+    """The first training of a network: expressions at full strength."""
+    run = replace(config.run, seed=seed)
+    data = replace(config.data, shards=(str(shards),), splits=str(classes), split="train")
     return replace(
         config,
-        data=replace(config.data, split="all", seed=seed),
-        run=replace(config.run, seed=seed),
-        cluster=replace(config.cluster, output=str(out / f"full{seed}")),
+        data=replace(data, seed=seed),
+        run=shortened(run, steps),
+        cluster=replace(config.cluster, output=str(out / "first")),
         validation_split=None,
     )
+
+
+def shortened(run: RunConfig, steps: int | None) -> RunConfig:
+    """With another number of steps, if there is one."""
+    if steps is None:
+        return run
+    return replace(run, steps=steps, save_every=steps, eval_every=steps)
 
 
 def study_of(
@@ -167,14 +199,13 @@ def study_of(
     options: argparse.Namespace,
 ) -> StudyConfig:
     """Folds by person, the same for every network and seed; the last step of each."""
-    steps = options.steps or scale.then.steps
-    config = config_of(model, scale, shards=str(shards), steps=steps)
+    config = config_of(model, scale.then, scale.name)
     seed = first.run.seed
     return StudyConfig(
         replace(
             config,
-            data=replace(config.data, seed=seed),
-            run=replace(config.run, seed=seed),
+            data=replace(config.data, shards=(str(shards),), seed=seed),
+            run=shortened(replace(config.run, seed=seed), options.steps),
             init=str(Path(first.cluster.output, "last")),
         ),
         ProtocolConfig(protocol="kfold", k=scale.folds, rename=CLASSES, validation_share=0.0),
@@ -192,7 +223,7 @@ def train(config: StudyConfig) -> list[dict]:
 
 def common(model: str, scale: Scale, results: Sequence[dict]) -> dict[str, object]:
     """What every row of a network says of how it was made."""
-    config = config_of(model, scale, shards="-", steps=1)
+    config = config_of(model, scale.then, scale.name)
     network = build(config.encoder, config.outputs(("negative", "positive", "surprise")))
     return {
         "date": datetime.date.today().isoformat(),
@@ -232,6 +263,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scale", choices=tuple(SCALES), default="small")
     parser.add_argument("--out", help="folder of everything; runs/recognition-SCALE if left out")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--seeds", type=int, help="instead of the scale's own")
     parser.add_argument("--steps", type=int, help="instead of the scale's own: no row is written")
     parser.add_argument("--accept-code", action="store_true", help="keep folds of other code")
     return parser.parse_args()

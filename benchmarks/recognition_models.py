@@ -31,8 +31,6 @@ CORES: dict[str, AttentionName] = {
 HSTAS: dict[str, AttentionName] = {"hsta": "sdpa", "hsta_flashlite": "mira_flashlite"}
 """Attention cores of HSTA's video branch."""
 MODELS = (*CORES, *HSTAS, "facesleuth")
-RATE = 8e-3
-"""For 256 clips a step; the rate that trains the demo's encoder."""
 
 
 STRENGTHS = ("1", "0.5", "0.3", "0.15")
@@ -51,6 +49,8 @@ class Part:
     seed: int
     """Of the people: another one, other people."""
     steps: int
+    rate: float
+    """For 256 clips a step; the full scale takes that of each network's recipe."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +75,32 @@ class Scale:
 SCALES = {
     "small": Scale(
         *("small", 256, 64),
-        first=Part(people=400, clips=7, fps=8, strengths=("1",), seed=8, steps=400),
-        then=Part(people=600, clips=7, fps=16, strengths=STRENGTHS, seed=7, steps=200),
+        first=Part(people=400, clips=7, fps=8, strengths=("1",), seed=8, steps=600, rate=2.4e-2),
+        then=Part(people=600, clips=7, fps=16, strengths=STRENGTHS, seed=7, steps=150, rate=8e-3),
         folds=2,
         seeds=5,
     ),
     "full": Scale(
         *("full", 640, 256),
-        first=Part(people=400, clips=7, fps=25, strengths=("1",), seed=8, steps=3000),
-        then=Part(people=100, clips=56, fps=100, strengths=STRENGTHS, seed=7, steps=6000),
+        first=Part(people=400, clips=7, fps=25, strengths=("1",), seed=8, steps=3000, rate=0),
+        then=Part(people=100, clips=56, fps=100, strengths=STRENGTHS, seed=7, steps=6000, rate=0),
         folds=5,
         seeds=5,
     ),
 }
 
 
-def config_of(model: str, scale: Scale, *, shards: str, steps: int) -> FinetuneConfig:
-    """The complete configuration of one training of a network."""
-    return _small(model, shards, steps) if scale.name == "small" else _full(model, shards, steps)
+def config_of(model: str, part: Part, scale: str) -> FinetuneConfig:
+    """The configuration of one training of a network, without the clips' place and seeds."""
+    return _small(model, part) if scale == "small" else _full(model, part.steps)
 
 
-def _small(model: str, shards: str, steps: int) -> FinetuneConfig:
+def _small(model: str, part: Part) -> FinetuneConfig:
     """About a million parameters, 64 px, one process without a GPU."""
     encoder: EncoderConfig | HstaConfig | FaceSleuthConfig
     if model in CORES:
         encoder = EncoderConfig(
-            image_size=64, frames=8, dim=128, depth=4, heads=4, attention=CORES[model]
+            image_size=64, frames=8, dim=128, depth=2, heads=4, attention=CORES[model]
         )
     elif model in HSTAS:
         encoder = HstaConfig(
@@ -121,7 +121,7 @@ def _small(model: str, shards: str, steps: int) -> FinetuneConfig:
     return FinetuneConfig(
         encoder=encoder,
         data=DataConfig(
-            shards=(shards,),
+            shards=(),
             balance=1.0,
             streams=4,
             frames=encoder.frames,
@@ -134,11 +134,11 @@ def _small(model: str, shards: str, steps: int) -> FinetuneConfig:
         mixing=MixConfig(mixup=0.0, cutmix=0.0),
         run=RunConfig(
             epochs=None,
-            steps=steps,
+            steps=part.steps,
             global_batch=32,
             micro_batch=32,
-            base_lr=RATE,
-            min_lr=RATE / 100,
+            base_lr=part.rate,
+            min_lr=part.rate / 100,
             warmup=0.1,
             weight_decay=0.05,
             betas=(0.9, 0.999),
@@ -146,8 +146,8 @@ def _small(model: str, shards: str, steps: int) -> FinetuneConfig:
             precision="fp32",
             zero_stage=1,
             log_every=10,
-            save_every=steps,
-            eval_every=steps,
+            save_every=part.steps,
+            eval_every=part.steps,
         ),
         cluster=ClusterConfig(workers=0),
         tracking=TrackingConfig(experiment="recognition"),
@@ -155,7 +155,7 @@ def _small(model: str, shards: str, steps: int) -> FinetuneConfig:
     )
 
 
-def _full(model: str, shards: str, steps: int) -> FinetuneConfig:
+def _full(model: str, steps: int) -> FinetuneConfig:
     """The published recipes at 224 px on one GPU a fold, with one length and one sampling."""
     recipe = "vit_s" if model in CORES else "hsta" if model in HSTAS else model
     config = RECIPES[recipe]()
@@ -163,7 +163,7 @@ def _full(model: str, shards: str, steps: int) -> FinetuneConfig:
         config = replace(config, encoder=replace(config.encoder, attention=core))
     return replace(
         config,
-        data=replace(config.data, shards=(shards,), balance=1.0, stride=None, streams=32),
+        data=replace(config.data, balance=1.0, stride=None, streams=32),
         mixing=MixConfig(mixup=0.0, cutmix=0.0),
         run=replace(
             config.run, epochs=None, steps=steps, global_batch=32, micro_batch=32, save_every=1000

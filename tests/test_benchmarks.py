@@ -197,9 +197,9 @@ def test_every_network_of_the_recognition_study_has_one_budget(scale):
     from benchmarks.recognition_models import MODELS, SCALES, config_of
 
     assert SCALES[scale].first.seed != SCALES[scale].then.seed, "other people"
-    made = [config_of(model, SCALES[scale], shards="somewhere", steps=70) for model in MODELS]
+    made = [config_of(model, SCALES[scale].first, scale) for model in MODELS]
     assert {(c.run.global_batch, c.run.total_steps(1), c.data.balance) for c in made} == {
-        (32, 70, 1.0)
+        (32, SCALES[scale].first.steps, 1.0)
     }
     assert all(c.encoder.pair == c.data_for().pair for c in made)
 
@@ -262,7 +262,7 @@ def test_rows_of_the_recognition_study_compare_on_the_same_clips_and_seeds(tmp_p
     picture(rows, tmp_path / "study.png", scale="small")
     assert (tmp_path / "study.png").stat().st_size > 5_000
     other = {**by["plain", "1"], "model": "hsta", "steps": "8"}
-    with pytest.raises(ValueError, match=r"differ in steps \(200, 8\)"):
+    with pytest.raises(ValueError, match=r"differ in steps \(150, 8\)"):
         tables([*rows, other], scale="small")
     with pytest.raises(ValueError, match="2 trainings gave 143 answers to 72 clips"):
         rows_of({"plain": told["plain"][1:]}, STRENGTHS)
