@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -82,7 +83,10 @@ def collate(clips: Sequence[Clip], *, views: int, frames: int, size: int) -> Cli
         if clip.pixels is None:
             mine.zero_()
         else:
-            mine.copy_(torch.from_numpy(clip.pixels).permute(0, 4, 1, 2, 3))
+            assert clip.pixels.shape == (views, frames, size, size, 3), clip.pixels.shape
+            for view, into in zip(clip.pixels, mine.numpy(), strict=True):
+                planes = [plane.reshape(-1, size) for plane in into]
+                cv2.split(view.reshape(-1, size, 3), planes)  # five times as fast as torch's copy
     read = [clip.pixels is not None for clip in clips]
     names = clips[0].extra if clips else ()
     return ClipBatch(

@@ -20,7 +20,7 @@ from shards.chance import hashed
 from shards.config import DataConfig
 from shards.draws import draw
 from shards.draws_opencv import apply
-from shards.frames import DecodeError, decode, draw_indices, view_indices
+from shards.frames import DecodeError, decode_each, draw_indices, view_indices
 from shards.index import IndexRow, ManifestError, ShardLost
 from shards.labelling import PER_VIEW, Labelling
 from shards.ledger import Failure
@@ -162,25 +162,34 @@ class Clips(Dataset):
                 chosen = view_indices(found, **cut, views=how.temporal)
             return with_pair(chosen, row.record) if self._pair else chosen
 
-        frames = decode(self._collection.video(slot.shard, row), choose)
+        frames = decode_each(self._collection.video(slot.shard, row), choose)
+        length = self._frames + 2 * self._pair
+        made = np.empty((self._views, length, self._size, self._size, 3), dtype=np.uint8)
         if isinstance(how, AugmentConfig):
-            made = [self._view(frames, how, slot.seed, r, rng) for r in range(self._repeats)]
-            return np.stack(made), np.tile(chosen, (self._repeats, 1))
-        crops = [view_crops(clip, spatial=how.spatial, size=self._size) for clip in frames]
-        return np.concatenate(crops), np.repeat(chosen, how.spatial, axis=0)
+            for r, into in enumerate(made):
+                self._view(frames, how, slot.seed, r, rng, into)
+            return made, np.tile(chosen, (self._repeats, 1))
+        for k, into in enumerate(np.split(made, how.temporal)):
+            clip = frames[k * length : (k + 1) * length]
+            view_crops(clip, spatial=how.spatial, size=self._size, out=into)
+        return made, np.repeat(chosen, how.spatial, axis=0)
 
     def _view(
         self,
-        frames: NDArray[np.uint8],
+        frames: list[NDArray[np.uint8]],
         how: AugmentConfig,
         seed: int,
         r: int,
         rng: np.random.Generator,
-    ) -> NDArray[np.uint8]:
-        """The `r`-th training clip of these frames; `rng` is of the first, which chose them."""
+        into: NDArray[np.uint8],
+    ) -> None:
+        """Make the `r`-th training clip of these frames; `rng` is of the first, which chose
+        them."""
         seed = _view_seed(seed, r)
-        clip = cut(frames, how, size=self._size, rng=np.random.default_rng(seed) if r else rng)
-        return apply(clip, draw(how, seed, size=self._size)) if self._draws else clip
+        rng = np.random.default_rng(seed) if r else rng
+        cut(frames, how, size=self._size, rng=rng, out=into)
+        if self._draws and how.draws:
+            into[:] = apply(into, draw(how, seed, size=self._size))
 
 
 def with_pair(indices: NDArray[np.int64], record: Record) -> NDArray[np.int64]:

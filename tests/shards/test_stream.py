@@ -14,11 +14,13 @@ from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from shards import patience, place
 from shards.augment import AugmentConfig, ViewConfig
+from shards.batch import Clip, collate
 from shards.index import ManifestError, index_shard
 from shards.ledger import Failure, Ledger
 from shards.stream import DataConfig, TooManyFailures, open_clips
@@ -127,6 +129,19 @@ def test_batches_have_the_promised_form(folder):
     assert [tensor.dtype for tensor in kinds] == expected
     red = batch.pixels[:, 0, :, 24:, 24:].float().mean(dim=(-1, -2))
     assert torch.allclose(red.diff(dim=1), torch.tensor(16.0), atol=5), "stride 2, 8 a frame"
+
+
+def test_every_pixel_of_a_clip_finds_its_place_in_the_batch():
+    rng = np.random.default_rng(0)
+    made = [rng.integers(0, 256, (2, 3, 16, 16, 3), dtype=np.uint8) for _ in range(3)]
+    made[2] = made[2][:, :, ::-1, ::-1]  # no array in one piece
+    clips = [Clip(pixels, 1, 0, "key") for pixels in made]
+    batch = collate([*clips[:2], Clip(None, 1, 0, ""), clips[2]], views=2, frames=3, size=16)
+    expected = np.concatenate([made[0], made[1], np.zeros_like(made[0]), made[2]])
+    np.testing.assert_array_equal(batch.pixels.numpy(), expected.transpose(0, 4, 1, 2, 3))
+    assert batch.pixels.is_contiguous()
+    with pytest.raises(AssertionError, match="16"):
+        collate(clips, views=2, frames=3, size=32)
 
 
 def test_padding_is_black_weightless_and_nameless(folder):
