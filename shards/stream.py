@@ -26,6 +26,7 @@ from shards.ledger import Failure, Ledger
 from shards.opening import check_indexed, check_lost, classes_to_balance, open_collection
 from shards.order import Balance, Mixture, Order, check_micro_batch, check_world
 from shards.places import Places
+from shards.presence import Lost
 from shards.reader import Collection
 from shards.workers import deaths_explained, preparation, start_context, without_main
 
@@ -50,6 +51,7 @@ def open_clips(
     train: bool,
     ledger: Ledger | None,
     collection: Collection | None = None,
+    lost: Lost | None = None,
 ) -> ClipStream:
     """Open a rank's batches; cheap, as loader processes start with the iteration.
 
@@ -62,12 +64,13 @@ def open_clips(
         ledger: where unreadable samples are written down; None only counts them.
         collection: that of an earlier stream of the same `data`; spares opening the folders, and
             reading indexes where all were needed, once more.
+        lost: as for `open_collection`, where there is none.
 
     Raises ManifestError where a folder is not what was ingested, and ValueError where the numbers
     do not divide, labels differ, or no sample is left. Both say what to change.
     """
     check_world(world, data.streams)
-    collection = collection or open_collection(data)
+    collection = collection or open_collection(data, lost=lost)
     order = Order(
         collection.counts,
         streams=data.streams,

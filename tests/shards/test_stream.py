@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards import patience, place
+from shards import patience, place, presence
 from shards.augment import AugmentConfig, ViewConfig
 from shards.batch import Clip, collate
 from shards.index import ManifestError, index_shard
@@ -43,7 +43,9 @@ def config(*folders, **fields):
     return DataConfig(shards=tuple(str(f) for f in folders), **small | fields)
 
 
-def opened(data, *, rank=0, world=1, start_step=0, train=True, ledger=None, batch=8, micro=2):
+def opened(
+    data, *, rank=0, world=1, start_step=0, train=True, ledger=None, batch=8, micro=2, **how
+):
     return open_clips(
         data,
         global_batch=batch,
@@ -53,6 +55,7 @@ def opened(data, *, rank=0, world=1, start_step=0, train=True, ledger=None, batc
         start_step=start_step,
         train=train,
         ledger=ledger,
+        **how,
     )
 
 
@@ -370,6 +373,41 @@ def test_a_cut_shard_is_named_before_anything_starts(broken):
     tar.write_bytes(tar.read_bytes()[:-1000])
     with pytest.raises(ManifestError, match=r"shard-000001\.tar was cut"):
         opened(config(broken))
+
+
+def test_what_one_process_saw_others_need_not_look_for(broken, monkeypatch):
+    (broken / "shard-000000.tar").unlink()
+    data = config(broken, allow_missing=1, max_failed_share=0.5)
+
+    def served(lost):
+        with opened(data, train=False, lost=lost) as stream:
+            found = [contents(batch) for batch in stream]
+            return found, stream.left_out, stream.collection.told
+
+    looked, left_out, told = served(None)
+    assert list(told) == ["0"] and "shard-000000.tar is missing" in told["0"]
+    assert left_out == {"shard": 8, "sample": 1}
+    told = json.loads(json.dumps(told))
+    monkeypatch.setattr(presence, "lost_files", lambda _: pytest.fail("looked again"))
+    trusting, *others = served(told)
+    assert others == [left_out, told]
+    for one, other in zip(looked, trusting, strict=True):
+        same(one, other)
+    with pytest.raises(ManifestError, match=r"shard-000000\.tar is missing.*allowed 0"):
+        opened(config(broken), lost=told)
+
+
+@pytest.mark.parametrize("loader_workers", [0, 1])
+def test_a_shard_that_went_after_the_look_is_named_when_it_is_read(broken, loader_workers):
+    with opened(config(broken)) as stream:
+        told = stream.collection.told
+    (broken / "shard-000001.tar").unlink()
+    with (
+        opened(config(broken, loader_workers=loader_workers), lost=told) as stream,
+        pytest.raises(ManifestError, match=r"shard-000001\.tar cannot be read \(is not there\)"),
+    ):
+        for _ in zip(range(40), stream, strict=False):
+            pass
 
 
 @pytest.mark.parametrize("loader_workers", [0, 1])
