@@ -6,7 +6,7 @@ that cannot be read comes back as an empty place and the reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -113,22 +113,35 @@ class Clips(Dataset):
         failure = Failure(str(tar), key, reason, slot.step, sha256=sha256, path=path, kind=kind)
         return self._empty(slot, key), failure
 
-    def collate(
-        self, loaded: Sequence[tuple[Clip, Trouble | None]]
-    ) -> tuple[ClipBatch, list[Trouble]]:
-        """Clips → a batch, and what went wrong with some of them."""
-        how = self._how
-        clips = [clip for clip, _ in loaded]
+    def __getitems__(self, slots: Sequence[Slot]) -> tuple[ClipBatch, list[Trouble]]:
+        """A batch, and what went wrong with some of its clips.
+
+        Each clip is put in its place before the next is made: they use the same memory one after
+        the other, and to be given fresh memory costs about as much as to crop.
+        """
+        count, troubles = len(slots), []
+
+        def made() -> Iterator[Clip]:
+            for slot in slots:
+                clip, trouble = self[slot]
+                if trouble is not None:
+                    troubles.append(trouble)
+                if isinstance(self._how, ViewConfig):
+                    yield clip
+                else:
+                    yield from (_view(clip, r) for r in range(self._repeats))
+                del clip
+
         batch = collate(
-            # Clips of one video are no neighbours: mixing pairs what stands side by side.
-            [_view(clip, r) for r in range(self._repeats) for clip in clips]
-            if isinstance(how, AugmentConfig)
-            else clips,
+            made(),
+            count * self._repeats,
             views=self._views // self._repeats,
             frames=self._frames + 2 * self._pair,
             size=self._size,
+            # Clips of one video are no neighbours: mixing pairs what stands side by side.
+            places=[r * count + i for i in range(count) for r in range(self._repeats)],
         )
-        return batch, [trouble for _, trouble in loaded if trouble is not None]
+        return batch, troubles
 
     @property
     def _views(self) -> int:

@@ -11,6 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -118,6 +119,11 @@ def _check_cache(data: DataConfig, collection: Collection, at_once: int) -> None
         )
 
 
+def _as_made(batch: Any) -> Any:
+    """`Clips` puts its batches together itself."""
+    return batch
+
+
 class ClipStream:
     """A rank's micro-batches in the order of steps; made by `open_clips`.
 
@@ -157,7 +163,7 @@ class ClipStream:
         self._loader = DataLoader(
             clips,
             batch_sampler=places,
-            collate_fn=clips.collate,
+            collate_fn=_as_made,
             num_workers=workers,
             multiprocessing_context=start_context() if workers else None,
             worker_init_fn=preparation() if workers else None,

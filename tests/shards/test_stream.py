@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -139,12 +140,32 @@ def test_every_pixel_of_a_clip_finds_its_place_in_the_batch():
     made = [rng.integers(0, 256, (2, 3, 16, 16, 3), dtype=np.uint8) for _ in range(3)]
     made[2] = made[2][:, :, ::-1, ::-1]  # no array in one piece
     clips = [Clip(pixels, 1, 0, "key") for pixels in made]
-    batch = collate([*clips[:2], Clip(None, 1, 0, ""), clips[2]], views=2, frames=3, size=16)
+    placed = {"views": 2, "frames": 3, "size": 16}
+    batch = collate([*clips[:2], Clip(None, 1, 0, ""), clips[2]], 4, **placed)
     expected = np.concatenate([made[0], made[1], np.zeros_like(made[0]), made[2]])
     np.testing.assert_array_equal(batch.pixels.numpy(), expected.transpose(0, 4, 1, 2, 3))
     assert batch.pixels.is_contiguous()
+    turned = collate([clips[1], Clip(None, 1, 0, ""), clips[0]], 3, places=[1, 2, 0], **placed)
+    assert torch.equal(turned.pixels[:4], batch.pixels[:4])
+    assert turned.weights.tolist() == [1, 1, 0] and turned.keys == ["key", "key", ""]
     with pytest.raises(AssertionError, match="16"):
-        collate(clips, views=2, frames=3, size=32)
+        collate(clips, 3, views=2, frames=3, size=32)
+
+
+def test_the_pixels_of_a_clip_are_let_go_before_the_next_is_made():
+    held = []
+
+    def made():
+        for _ in range(4):
+            assert not any(pixels() is not None for pixels in held), "memory serves again"
+            pixels = np.zeros((1, 2, 16, 16, 3), dtype=np.uint8)
+            held.append(weakref.ref(pixels))
+            clip = Clip(pixels, 0, 0, "key")
+            del pixels
+            yield clip
+            del clip
+
+    assert len(collate(made(), 4, views=1, frames=2, size=16)) == len(held) == 4
 
 
 def test_padding_is_black_weightless_and_nameless(folder):
