@@ -1,6 +1,6 @@
 """Which stored form of a face clip loads fastest, against decoding the original videos.
 
-    python -m benchmarks.loader [--videos FOLDER] [--rounds 7]
+    python -m benchmarks.loader [--videos FOLDER] [--rounds 7] [--stored]
 
 For 720p and 360p originals (rendered faces of 8 seconds at 25 frames a second, or your own files as
 they are) it measures the CPU time of one training clip, 16 frames with stride 4 and a random
@@ -13,13 +13,17 @@ multi-scale crop to 224 px, on one core:
                  libraries on the system)
     cabac gop N  the same with both
     jpeg Q       the same pictures as one JPEG each, of which only the 16 wanted are decoded
-    … decode     the decoder alone, without the crop: what no loader can beat
+    … decode     the decoder alone, without the crop, its frames in one array: what every decoder
+                 hands over
+    … frames     of `shards` alone: the same without the array, each frame where the converter left
+                 it, as the loader crops them from there: what no loader can beat
     … dense      16 frames in a row instead, with the crop
 
 All take turns in one process and take the same frames. PSNR and bytes are of the whole stored clip
 against the cropped pictures before encoding; every H.264 form has the PSNR of the stored one, by
-its crf. Rows go to benchmarks/results/loader.csv. (Those of "mp4 gop N" are older: cabac, all with
-crf 18.)
+its crf. `--stored` measures the originals and what ingest stores alone. Rows go to
+benchmarks/results/loader.csv. (Those of "mp4 gop N" are older: cabac, all with crf 18; until
+2026-11-30 `shards` cropped out of one array, too.)
 """
 
 import argparse
@@ -29,7 +33,7 @@ import io
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -41,7 +45,7 @@ from numpy.typing import NDArray
 
 from benchmarks.rows import append, processor, quantile
 from shards.augment import AugmentConfig, cut
-from shards.frames import decode, draw_indices
+from shards.frames import decode, decode_each, draw_indices
 from shards.ingest import extract_face
 from shards.ingest.encode import ClipWriter
 from shards.render import render_dataset
@@ -57,12 +61,17 @@ FORMS = {  # name → (frames from key frame to key frame, without CABAC and deb
     "cabac gop 12": (12, False),
 }
 QUALITIES = (90, 95)
-TASKS = {"": (STRIDE, True), " decode": (STRIDE, False), " dense": (1, True)}  # stride, crop
+TASKS = {  # stride, and what is made of the frames
+    "": (STRIDE, "crop"),
+    " decode": (STRIDE, "array"),
+    " frames": (STRIDE, "nothing"),
+    " dense": (1, "crop"),
+}
 ORIGINALS = {"720p": (1280, 720), "360p": (640, 360)}
 PLAIN = AugmentConfig()
 
 Choose = Callable[[int], NDArray]
-Load = Callable[[Choose], NDArray]
+Load = Callable[[Choose], NDArray | Sequence[NDArray]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Contestant:
     """A stored form and its decoder.
 
     Attributes:
-        load: from the choice of frames to them, uint8 [T, h, w, 3].
+        load: from the choice of frames to them, T times uint8 [h, w, 3].
         bytes: size of the stored clip.
         psnr: of the stored clip in dB; None for the original.
     """
@@ -127,9 +136,12 @@ def by_torchcodec(video: bytes, choose: Choose) -> NDArray:
 
 
 @functools.cache
-def decoders() -> dict[str, Callable[[bytes, Choose], NDArray]]:
+def decoders() -> dict[str, Callable[[bytes, Choose], NDArray | Sequence[NDArray]]]:
     """By name; torchcodec only where it can be loaded."""
-    found: dict[str, Callable[[bytes, Choose], NDArray]] = {"shards": decode, "decord": by_decord}
+    found: dict[str, Callable[[bytes, Choose], NDArray | Sequence[NDArray]]] = {
+        "shards": decode_each,
+        "decord": by_decord,
+    }
     try:
         import torchcodec.decoders  # noqa: F401  # pyright: ignore[reportMissingImports]
     except (ImportError, OSError, RuntimeError) as error:
@@ -149,7 +161,9 @@ def psnr(stored: NDArray, truth: NDArray) -> float:
     return float(10 * np.log10(255**2 / np.mean((stored.astype(np.float32) - truth) ** 2)))
 
 
-def contestants(original: Path, folder: Path) -> dict[str, Contestant]:
+def contestants(
+    original: Path, folder: Path, forms: Sequence[str], qualities: Sequence[int]
+) -> dict[str, Contestant]:
     """Everything that can load this video."""
     clip = extract_face(original)
     truth, every = clip.frames, np.arange
@@ -159,7 +173,7 @@ def contestants(original: Path, folder: Path) -> dict[str, Contestant]:
         )
     }
     stored = psnr(decode(mp4(truth, clip.fps, "fast gop 12", CRF, folder), every), truth)
-    for form in FORMS:
+    for form in forms:
         data, quality = as_good(truth, clip.fps, form, stored, folder)
         pixels = decode(data, every)
         for name, load in decoders().items():
@@ -167,7 +181,7 @@ def contestants(original: Path, folder: Path) -> dict[str, Contestant]:
             found[f"{form} {name}"] = Contestant(
                 lambda choose, data=data, load=load: load(data, choose), len(data), quality
             )
-    for level in QUALITIES:
+    for level in qualities:
         flags = (cv2.IMWRITE_JPEG_QUALITY, level)
         pictures = [
             cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), flags)[1]
@@ -182,32 +196,38 @@ def contestants(original: Path, folder: Path) -> dict[str, Contestant]:
     return found
 
 
-def once(load: Load, seed: int, *, stride: int, crop: bool) -> float:
+def once(load: Load, seed: int, *, stride: int, into: str) -> float:
     """CPU seconds of one clip; the same seed takes the same frames and crop of every contestant."""
     rng = np.random.default_rng(seed)
     start = time.process_time()
     clip = load(lambda found: draw_indices(found, frames=FRAMES, stride=stride, rng=rng))
-    if crop:
+    if into == "array" and not isinstance(clip, np.ndarray):
+        clip = np.stack(clip)
+    if into == "crop":
         clip = cut(clip, PLAIN, size=SIZE, rng=rng)
         assert clip.shape == (FRAMES, SIZE, SIZE, 3)
     return time.process_time() - start
 
 
 def measure(
-    videos: list[Path], rounds: int, folder: Path
+    videos: list[Path], rounds: int, folder: Path, *, stored: bool
 ) -> tuple[dict[str, list[float]], dict[str, list[Contestant]]]:
-    """CPU seconds of every contestant at every task, over all videos."""
+    """CPU seconds of every contestant at every task, over all videos; or of the originals and the
+    stored form."""
+    forms, qualities = (list(FORMS)[:1], ()) if stored else (list(FORMS), QUALITIES)
     seconds: dict[str, list[float]] = {}
     kept: dict[str, list[Contestant]] = {}
     for video in videos:
-        for name, contestant in contestants(video, folder).items():
+        for name, contestant in contestants(video, folder, forms, qualities).items():
             kept.setdefault(name, []).append(contestant)
     for turn in range(rounds + 1):
         for name, group in kept.items():
             for which, contestant in enumerate(group):
-                for task, (stride, crop) in TASKS.items():
+                for task, (stride, into) in TASKS.items():
+                    if into == "nothing" and not name.endswith("shards"):
+                        continue
                     seed = 1000 * turn + which
-                    taken = once(contestant.load, seed, stride=stride, crop=crop)
+                    taken = once(contestant.load, seed, stride=stride, into=into)
                     if turn:  # the first one warms up
                         seconds.setdefault(name + task, []).append(taken)
     return seconds, kept
@@ -220,7 +240,7 @@ def rows(
     baseline = quantile(seconds["original"], 0.5)
     found = []
     for name, taken in seconds.items():
-        group = kept[name.removesuffix(" decode").removesuffix(" dense")]
+        group = kept[functools.reduce(str.removesuffix, TASKS, name)]
         qualities = [c.psnr for c in group if c.psnr is not None]
         middle = quantile(taken, 0.5)
         found.append(
@@ -257,12 +277,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--videos", help="folder of original videos; default: rendered ones")
     parser.add_argument("--rounds", type=int, default=7, help="times each clip is loaded")
+    parser.add_argument("--stored", action="store_true", help="no other form than ingest's")
     options = parser.parse_args()
     cv2.setNumThreads(0)
     decord.logging.set_level(decord.logging.QUIET)
     with tempfile.TemporaryDirectory() as scratch:
-        for source, videos in originals(options.videos, Path(scratch)).items():
-            measured = rows(source, *measure(videos, options.rounds, Path(scratch)))
+        work = Path(scratch)
+        for source, videos in originals(options.videos, work).items():
+            measured = rows(source, *measure(videos, options.rounds, work, stored=options.stored))
             append(RESULTS, measured)
             for row in measured:
                 print(

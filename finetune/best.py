@@ -22,18 +22,30 @@ from launch.cluster import WorkerContext
 from launch.engine import evaluate
 from launch.task import Tracker
 from shards.ledger import Ledger
+from shards.presence import Lost
 from shards.reader import Collection
 
 
 class Best:
-    """Keeps the weights of the best step on the validation split, on disk, across restarts."""
+    """Keeps the weights of the best step on the validation split, on disk, across restarts.
+
+    Args:
+        lost: as for `shards.stream.open_clips`.
+    """
 
     def __init__(
-        self, config: FinetuneConfig, folder: Path, labels: Sequence[str], origin: dict[str, str]
+        self,
+        config: FinetuneConfig,
+        folder: Path,
+        labels: Sequence[str],
+        origin: dict[str, str],
+        *,
+        lost: Lost | None = None,
     ):
         self.config, self.folder, self.origin = config, folder, origin
         self.outputs = config.outputs(tuple(labels))
         self._collection: Collection | None = None
+        self._lost = lost
 
     def evaluator(self, tracker: Tracker, context: WorkerContext, ledger: Ledger):
         """What the engine calls when an evaluation is due."""
@@ -50,6 +62,7 @@ class Best:
                 world=context.world,
                 ledger=ledger,
                 collection=self._collection,
+                lost=self._lost,
             ) as stream:
                 self._collection = stream.collection  # opened once, whatever the evaluations
                 found = evaluate(

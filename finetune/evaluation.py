@@ -34,6 +34,7 @@ from launch.store import store_uri
 from launch.tracking import TrackingConfig
 from shards.cache import DEFAULT_GB
 from shards.ledger import Ledger
+from shards.reader import Collection
 from shards.stream import ClipStream, DataConfig, TooManyFailures, open_clips, open_collection
 from shards.workers import WorkerDied
 
@@ -124,9 +125,9 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Fetch the model, measure it, print the figures; returns the summary."""
-    config, inputs = located(config)
+    config, inputs, lost = located(config)
     output = Path(config.cluster.output)
-    result = drive(measure, config, seed=0, inputs=inputs, publish=lambda *_: {})
+    result = drive(measure, config, seed=0, inputs=inputs, publish=lambda *_: {}, lost=lost)
     which = f"split {config.split}" if config.split else "all splits"
     print(
         f"{result['clips']:.0f} clips of {which} ({result['coverage']:.1%} answered): "
@@ -135,19 +136,20 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     return result
 
 
-def located(config: Asked) -> tuple[Asked, dict[str, Any]]:
-    """With absolute paths and the model as a local folder; place and sha256 of the manifests.
+def located(config: Asked) -> tuple[Asked, dict[str, Any], dict[str, str]]:
+    """With absolute paths and the model as a local folder; place and sha256 of the manifests; and
+    `Collection.told` of the shards.
 
     Raises ValueError where model or shards are not named, and like `check_shards` and `fetch`.
     """
     config = absolute_paths(config, "shards", "splits", "skip", "cache", "cluster.output")
     if not config.model:
         raise ValueError("model is empty: name one with --model models:/NAME@ALIAS or a folder")
-    inputs = check_shards(config)
+    collection = check_shards(config)
     output = config.cluster.output
     uri = store_uri(config.tracking.uri, output)
     local = fetch(config.model, uri=uri, into=Path(output, ".fetched"))
-    return replace(config, model=str(local.absolute())), inputs
+    return replace(config, model=str(local.absolute())), collection.inputs, collection.told
 
 
 def in_words(result: dict[str, Any]) -> list[str]:
@@ -182,6 +184,7 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         world=context.world,
         train=False,
         ledger=Ledger(Path(config.cluster.output, "ledger.jsonl"), rank=context.rank),
+        lost=payload["lost"],
     ) as stream:
         if outputs.labels:
             check_labels(stream.labels, outputs.labels)
@@ -223,9 +226,9 @@ def data_of(config: EvaluateConfig, predictor: Predictor, *, streams: int) -> Da
     return carrying(data, own.encoder, own.outputs)
 
 
-def check_shards(config: EvaluateConfig) -> dict[str, tuple[str, str]]:
-    """Place and sha256 of what is read. ValueError unless there are whole shards with clips of the
-    split, before anything starts."""
+def check_shards(config: EvaluateConfig) -> Collection:
+    """What is read. ValueError unless there are whole shards with clips of the split, before
+    anything starts."""
     if not config.shards:
         raise ValueError("shards is empty: name shard folders with --shards DIR …")
     data = DataConfig(
@@ -236,7 +239,7 @@ def check_shards(config: EvaluateConfig) -> dict[str, tuple[str, str]]:
         cache=config.cache,
         cache_gb=config.cache_gb,
     )
-    return open_collection(data).inputs
+    return open_collection(data)
 
 
 def check_labels(found: Sequence[str], known: Sequence[str]) -> None:

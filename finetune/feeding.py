@@ -14,6 +14,7 @@ from shards.batch import ClipBatch
 from shards.index import ShardLost
 from shards.ledger import Ledger
 from shards.opening import check_indexed, check_lost, open_collection
+from shards.presence import Lost
 from shards.reader import Collection
 from shards.schema import Record
 from shards.stream import ClipStream, open_clips
@@ -35,11 +36,12 @@ def open_train(
     start_step: int = 0,
     ledger: Ledger | None = None,
     collection: Collection | None = None,
+    lost: Lost | None = None,
 ) -> ClipStream:
-    """The training clips of one rank; `collection` is that of an earlier stream of them. Raises
+    """The training clips of one rank; `collection` and `lost` as for `open_clips`. Raises
     ValueError where they have not what is to be learnt from them."""
     data = config.data_for()
-    collection = collection or open_collection(data)
+    collection = collection or open_collection(data, lost=lost)
     _check_indexed(config, collection)
     stream = open_clips(
         data,
@@ -68,8 +70,9 @@ def open_split(
     world: int,
     ledger: Ledger | None = None,
     collection: Collection | None = None,
+    lost: Lost | None = None,
 ) -> ClipStream:
-    """Each clip of a split once, with its views; `collection` as for `open_train`."""
+    """Each clip of a split once, with its views; `collection` and `lost` as for `open_clips`."""
     return open_clips(
         replace(config.data_for(train=False), split=split),
         global_batch=config.run.global_batch,
@@ -79,6 +82,7 @@ def open_split(
         train=False,
         ledger=ledger,
         collection=collection,
+        lost=lost,
     )
 
 

@@ -51,9 +51,11 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     )
     config = settle(config)
     world = max(1, config.cluster.workers)
+    lost = None
     if config.validation_split is not None:
-        open_split(config, config.validation_split, rank=0, world=world).close()
-    with open_train(config, rank=0, world=world) as stream:
+        with open_split(config, config.validation_split, rank=0, world=world) as held_out:
+            lost = held_out.collection.told
+    with open_train(config, rank=0, world=world, lost=lost) as stream:
         steps = config.run.total_steps(stream.steps_per_epoch)
         labels = stream.labels
         print(f"{stream.samples} clips of {len(stream.labels)} classes, {steps} steps")
@@ -61,6 +63,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         batch = config.run.global_batch
         print(preflight(config.data_for(), stream, global_batch=batch, world=world))
         inputs: dict[str, Any] = dict(stream.inputs)
+        lost = stream.collection.told
     if config.init is not None:
         uri = store_uri(config.tracking.uri, config.cluster.output)
         local = fetch(config.init, uri=uri, into=Path(config.cluster.output) / "init").absolute()
@@ -73,6 +76,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         inputs=inputs,
         checkpoints=lambda origin: checkpoints_of(config, labels, origin),
         publish=lambda *args: publish(config, *args),
+        lost=lost,
     )
 
 
@@ -83,12 +87,12 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     output = Path(config.cluster.output)
     with (
         attached(payload, context, files=[output / "ledger.jsonl"]) as tracker,
-        open_train(config, rank=context.rank, world=context.world) as probe,
+        open_train(config, rank=context.rank, world=context.world, lost=payload["lost"]) as probe,
     ):
         task = build(config, probe.labels, **facts(config, probe), verbose=context.rank == 0)
         task.flops_per_clip *= config.data.repeats
         tracker = WaitWatch(tracker, config.data, world=context.world)
-        best = Best(config, output / "best", probe.labels, payload["origin"])
+        best = Best(config, output / "best", probe.labels, payload["origin"], lost=payload["lost"])
         ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
         checkpoints = checkpoints_of(config, probe.labels, payload["origin"])
         if context.rank == 0 and checkpoints.latest() is None:

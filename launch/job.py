@@ -46,12 +46,13 @@ def drive(
     inputs: Mapping[str, Input],
     publish: Callable[[RunHandle, Path, dict[str, Any]], dict[str, Any]],
     checkpoints: Callable[[Mapping[str, str]], Checkpoints] | None = None,
+    lost: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run `worker` on the cluster and record it.
 
     Args:
-        worker: module-level function; gets {"config", "run"} as JSON values and its context, and
-            returns what goes into the summary.
+        worker: module-level function; gets {"config", "run", "origin", "lost"} as JSON values and
+            its context, and returns what goes into the summary.
         config: complete, with absolute paths.
         seed: of the run, for the record.
         inputs: files whose hash the record keeps, by name; see `provenance`.
@@ -60,6 +61,8 @@ def drive(
         checkpoints: from the run's origin to its checkpoints, for jobs that have some. Where one is
             there the run goes on from it, in the same MLflow run; one of another configuration is
             refused before anything starts.
+        lost: what is missing of the data, where the driver has looked, so that of many workers none
+            has to.
 
     Returns:
         The summary, which also lies in `summary.json` of the output folder.
@@ -74,6 +77,7 @@ def drive(
         handle = _open_run(config, output, origin, kept)
         with closing_run(handle):
             payload = {"config": to_dict(config), "run": list(handle), "origin": origin}
+            payload["lost"] = None if lost is None else dict(lost)
             progress = None if kept is None else kept.latest
             result = launch(worker, payload, config.cluster, progress=progress)
             result |= {"run_id": handle.run_id, "tracking_uri": handle.uri, "output": str(output)}

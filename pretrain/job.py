@@ -28,6 +28,7 @@ from pretrain.recipes import RECIPES, PretrainConfig
 from pretrain.task import LossMeter, PretrainTask
 from shards.ledger import Ledger
 from shards.plan.preflight import WaitWatch, preflight
+from shards.presence import Lost
 from shards.reader import Collection
 from shards.stream import ClipStream, TooManyFailures, open_clips
 from shards.workers import WorkerDied
@@ -58,7 +59,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         print(f"{stream.samples} clips, {stream.steps_per_epoch} steps an epoch, {steps} steps")
         batch = config.run.global_batch
         print(preflight(config.data, stream, global_batch=batch, world=world))
-        inputs = stream.inputs
+        inputs, lost = stream.inputs, stream.collection.told
     return drive(
         train,
         config,
@@ -66,6 +67,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         inputs=inputs,
         checkpoints=lambda origin: checkpoints_of(config, origin),
         publish=lambda *args: publish(config, *args),
+        lost=lost,
     )
 
 
@@ -79,7 +81,7 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
     with (
         attached(payload, context, files=[ledger.path]) as tracker,
-        open_train(config, rank=context.rank, world=context.world) as probe,
+        open_train(config, rank=context.rank, world=context.world, lost=payload["lost"]) as probe,
     ):
         tracker = WaitWatch(tracker, config.data, world=context.world)
         summary = fit(
@@ -97,7 +99,11 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
             checkpoints=checkpoints_of(config, payload["origin"]),
             context=context,
             total_steps=config.run.total_steps(probe.steps_per_epoch),
-            evaluators=[lambda _, step: measure(config, task, step, tracker, context, ledger)],
+            evaluators=[
+                lambda _, step: measure(
+                    config, task, step, tracker, context, ledger, lost=payload["lost"]
+                )
+            ],
         )
         if context.rank == 0:
             save_encoder(config, task, output / "encoder", payload["origin"], summary.steps)
@@ -128,8 +134,9 @@ def open_train(
     start_step: int = 0,
     ledger: Ledger | None = None,
     collection: Collection | None = None,
+    lost: Lost | None = None,
 ) -> ClipStream:
-    """The training clips of one rank; `collection` is that of an earlier stream of them."""
+    """The training clips of one rank; `collection` and `lost` as for `open_clips`."""
     return open_clips(
         config.data,
         global_batch=config.run.global_batch,
@@ -140,10 +147,13 @@ def open_train(
         train=True,
         ledger=ledger,
         collection=collection,
+        lost=lost,
     )
 
 
-def open_held_out(config: PretrainConfig, context: WorkerContext, ledger: Ledger) -> ClipStream:
+def open_held_out(
+    config: PretrainConfig, context: WorkerContext, ledger: Ledger, *, lost: Lost | None
+) -> ClipStream:
     """Clips to look at and to measure on: the validation split, or without one, training's."""
     split = config.validation_split or config.data.split
     return open_clips(
@@ -154,6 +164,7 @@ def open_held_out(config: PretrainConfig, context: WorkerContext, ledger: Ledger
         world=context.world,
         train=False,
         ledger=ledger,
+        lost=lost,
     )
 
 
@@ -164,16 +175,18 @@ def measure(
     tracker: Tracker,
     context: WorkerContext,
     ledger: Ledger,
+    *,
+    lost: Lost | None,
 ) -> dict[str, float]:
     """The held-out loss, if a split is named for it, and a picture of what the model sees."""
     if context.rank == 0:
-        with open_held_out(config, context, ledger) as stream:
+        with open_held_out(config, context, ledger, lost=lost) as stream:
             seen = next((batch for batch in stream if batch.weights.any()), None)
         if seen is not None:
             tracker.figure("reconstruction", picture(task, seen.to(context.device)), step)
     if config.validation_split is None:
         return {}
-    with open_held_out(config, context, ledger) as stream:
+    with open_held_out(config, context, ledger, lost=lost) as stream:
         found = evaluate(task, stream, LossMeter(), context=context, precision=config.run.precision)
     return {f"{config.validation_split}/{name}": value for name, value in found.items()}
 

@@ -10,6 +10,7 @@ same whichever worker makes it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -87,43 +88,67 @@ class Box(NamedTuple):
     height: int
 
 
-def cut(frames: Frames, config: AugmentConfig, *, size: int, rng: np.random.Generator) -> Frames:
-    """Crop and perhaps flip a training clip: uint8 [T, h, w, 3] → uint8 [T, size, size, 3]."""
-    height, width = frames.shape[1:3]
-    clip = crop_resized(frames, _draw_crop(width, height, config, size=size, rng=rng), size=size)
-    if rng.random() < config.flip:
-        clip = np.stack([cv2.flip(frame, 1) for frame in clip])
-    return clip
+def cut(
+    frames: Sequence[Frames] | Frames,
+    config: AugmentConfig,
+    *,
+    size: int,
+    rng: np.random.Generator,
+    out: Frames | None = None,
+) -> Frames:
+    """Crop and perhaps flip a training clip: T frames, uint8 [h, w, 3] → uint8 [T, size, size, 3],
+    into `out` where it is given."""
+    height, width = frames[0].shape[:2]
+    box = _draw_crop(width, height, config, size=size, rng=rng)
+    flipped = rng.random() < config.flip
+    return crop_resized(frames, box, size=size, flipped=flipped, out=out)
 
 
-def view_crops(frames: Frames, *, spatial: int, size: int) -> Frames:
-    """The crops of one temporal view: uint8 [T, h, w, 3] → uint8 [spatial, T, size, size, 3].
+def view_crops(
+    frames: Sequence[Frames] | Frames, *, spatial: int, size: int, out: Frames | None = None
+) -> Frames:
+    """The crops of one temporal view: T frames, uint8 [h, w, 3] → uint8 [spatial, T, size, size,
+    3], into `out` where it is given.
 
     One crop is the largest square, from the middle. Several take 7/8 of its side (224 of 256, as
     VideoMAE tests) and spread along the longer side, the horizontal one of a square picture.
     """
-    height, width = frames.shape[1:3]
+    height, width = frames[0].shape[:2]
     short = min(height, width)
     side = short if spatial == 1 else round(short * 7 / 8)
     at = np.array([0.5]) if spatial == 1 else np.linspace(0, 1, spatial)
     x, y = (at, [0.5] * spatial) if width >= height else ([0.5] * spatial, at)
-    boxes = [
-        Box(round(u * (width - side)), round(v * (height - side)), side, side)
-        for u, v in zip(x, y, strict=True)
-    ]
-    return np.stack([crop_resized(frames, box, size=size) for box in boxes])
+    if out is None:
+        out = np.empty((spatial, len(frames), size, size, 3), dtype=np.uint8)
+    for u, v, into in zip(x, y, out, strict=True):
+        box = Box(round(u * (width - side)), round(v * (height - side)), side, side)
+        crop_resized(frames, box, size=size, out=into)
+    return out
 
 
-def crop_resized(frames: Frames, box: Box, *, size: int) -> Frames:
-    """uint8 [T, h, w, 3] → uint8 [T, size, size, 3]: a part, averaged down or interpolated up."""
-    part = frames[:, box.top : box.top + box.height, box.left : box.left + box.width]
-    if part.shape[1:3] == (size, size):
-        return np.ascontiguousarray(part)
+def crop_resized(
+    frames: Sequence[Frames] | Frames,
+    box: Box,
+    *,
+    size: int,
+    flipped: bool = False,
+    out: Frames | None = None,
+) -> Frames:
+    """T frames, uint8 [h, w, 3] → uint8 [T, size, size, 3]: a part, averaged down or interpolated
+    up, then perhaps left for right; into `out` where it is given."""
+    if out is None:
+        out = np.empty((len(frames), size, size, 3), dtype=np.uint8)
     shrinks = box.width >= size and box.height >= size
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    out = np.empty((len(frames), size, size, 3), dtype=np.uint8)
-    for frame, into in zip(part, out, strict=True):
-        cv2.resize(frame, (size, size), dst=into, interpolation=how)
+    for frame, into in zip(frames, out, strict=True):
+        part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
+        if part.shape[:2] != (size, size):
+            # Each frame goes straight to its place; a flip needs one beside it.
+            part = cv2.resize(part, (size, size), dst=None if flipped else into, interpolation=how)
+        elif not flipped:
+            into[:] = part
+        if flipped:
+            cv2.flip(part, 1, dst=into)
     return out
 
 

@@ -6,7 +6,7 @@ that cannot be read comes back as an empty place and the reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from shards.chance import hashed
 from shards.config import DataConfig
 from shards.draws import draw
 from shards.draws_opencv import apply
-from shards.frames import DecodeError, decode, draw_indices, view_indices
+from shards.frames import DecodeError, decode_each, draw_indices, view_indices
 from shards.index import IndexRow, ManifestError, ShardLost
 from shards.labelling import PER_VIEW, Labelling
 from shards.ledger import Failure
@@ -113,22 +113,35 @@ class Clips(Dataset):
         failure = Failure(str(tar), key, reason, slot.step, sha256=sha256, path=path, kind=kind)
         return self._empty(slot, key), failure
 
-    def collate(
-        self, loaded: Sequence[tuple[Clip, Trouble | None]]
-    ) -> tuple[ClipBatch, list[Trouble]]:
-        """Clips → a batch, and what went wrong with some of them."""
-        how = self._how
-        clips = [clip for clip, _ in loaded]
+    def __getitems__(self, slots: Sequence[Slot]) -> tuple[ClipBatch, list[Trouble]]:
+        """A batch, and what went wrong with some of its clips.
+
+        Each clip is put in its place before the next is made: they use the same memory one after
+        the other, and to be given fresh memory costs about as much as to crop.
+        """
+        count, troubles = len(slots), []
+
+        def made() -> Iterator[Clip]:
+            for slot in slots:
+                clip, trouble = self[slot]
+                if trouble is not None:
+                    troubles.append(trouble)
+                if isinstance(self._how, ViewConfig):
+                    yield clip
+                else:
+                    yield from (_view(clip, r) for r in range(self._repeats))
+                del clip
+
         batch = collate(
-            # Clips of one video are no neighbours: mixing pairs what stands side by side.
-            [_view(clip, r) for r in range(self._repeats) for clip in clips]
-            if isinstance(how, AugmentConfig)
-            else clips,
+            made(),
+            count * self._repeats,
             views=self._views // self._repeats,
             frames=self._frames + 2 * self._pair,
             size=self._size,
+            # Clips of one video are no neighbours: mixing pairs what stands side by side.
+            places=[r * count + i for i in range(count) for r in range(self._repeats)],
         )
-        return batch, [trouble for _, trouble in loaded if trouble is not None]
+        return batch, troubles
 
     @property
     def _views(self) -> int:
@@ -162,25 +175,34 @@ class Clips(Dataset):
                 chosen = view_indices(found, **cut, views=how.temporal)
             return with_pair(chosen, row.record) if self._pair else chosen
 
-        frames = decode(self._collection.video(slot.shard, row), choose)
+        frames = decode_each(self._collection.video(slot.shard, row), choose)
+        length = self._frames + 2 * self._pair
+        made = np.empty((self._views, length, self._size, self._size, 3), dtype=np.uint8)
         if isinstance(how, AugmentConfig):
-            made = [self._view(frames, how, slot.seed, r, rng) for r in range(self._repeats)]
-            return np.stack(made), np.tile(chosen, (self._repeats, 1))
-        crops = [view_crops(clip, spatial=how.spatial, size=self._size) for clip in frames]
-        return np.concatenate(crops), np.repeat(chosen, how.spatial, axis=0)
+            for r, into in enumerate(made):
+                self._view(frames, how, slot.seed, r, rng, into)
+            return made, np.tile(chosen, (self._repeats, 1))
+        for k, into in enumerate(np.split(made, how.temporal)):
+            clip = frames[k * length : (k + 1) * length]
+            view_crops(clip, spatial=how.spatial, size=self._size, out=into)
+        return made, np.repeat(chosen, how.spatial, axis=0)
 
     def _view(
         self,
-        frames: NDArray[np.uint8],
+        frames: list[NDArray[np.uint8]],
         how: AugmentConfig,
         seed: int,
         r: int,
         rng: np.random.Generator,
-    ) -> NDArray[np.uint8]:
-        """The `r`-th training clip of these frames; `rng` is of the first, which chose them."""
+        into: NDArray[np.uint8],
+    ) -> None:
+        """Make the `r`-th training clip of these frames; `rng` is of the first, which chose
+        them."""
         seed = _view_seed(seed, r)
-        clip = cut(frames, how, size=self._size, rng=np.random.default_rng(seed) if r else rng)
-        return apply(clip, draw(how, seed, size=self._size)) if self._draws else clip
+        rng = np.random.default_rng(seed) if r else rng
+        cut(frames, how, size=self._size, rng=rng, out=into)
+        if self._draws and how.draws:
+            into[:] = apply(into, draw(how, seed, size=self._size))
 
 
 def with_pair(indices: NDArray[np.int64], record: Record) -> NDArray[np.int64]:

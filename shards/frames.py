@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
     from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
@@ -25,7 +26,7 @@ class DecodeError(ValueError):
 
 
 def decode(video: bytes, choose: Callable[[int], NDArray]) -> NDArray[np.uint8]:
-    """Frames of an mp4 held in memory.
+    """Frames of an mp4 held in memory, in one array.
 
     Args:
         video: the file's bytes.
@@ -34,13 +35,28 @@ def decode(video: bytes, choose: Callable[[int], NDArray]) -> NDArray[np.uint8]:
     Returns uint8 [*S, h, w, C], RGB. Raises DecodeError where the bytes are no clip of ingest's,
     are cut anywhere, or where the decoder notices damage in what it has to decode.
     """
-    import av  # only by who decodes
-    from av.error import FFmpegError
+    shape: tuple[int, ...] = ()
+
+    def noted(found: int) -> NDArray:
+        nonlocal shape
+        wanted = choose(found)
+        shape = wanted.shape
+        return wanted
+
+    frames = np.stack(decode_each(video, noted))
+    return frames.reshape(*shape, *frames.shape[1:])
+
+
+def decode_each(video: bytes, choose: Callable[[int], NDArray]) -> list[NDArray[np.uint8]]:
+    """The frames of `decode`, each uint8 [h, w, C] where the converter left it, for who copies them
+    elsewhere anyway: in the order of the indices, flattened; one wanted twice is twice the same
+    array."""
+    from av.error import FFmpegError  # only by who decodes
 
     if video[4:8] != b"ftyp":
         raise DecodeError("is no mp4 file")
     try:
-        with av.open(io.BytesIO(video), "r", format="mp4") as container:
+        with _opened(video) as container:
             if not container.streams.video:
                 raise DecodeError("cannot be decoded: holds no video")
             stream = container.streams.video[0]
@@ -50,12 +66,25 @@ def decode(video: bytes, choose: Callable[[int], NDArray]) -> NDArray[np.uint8]:
             if indices[0] < 0 or indices[-1] >= len(packets):
                 raise DecodeError(f"has {len(packets)} frames, asked for were {wanted.tolist()}")
             pictures = _pictures(_decoder(stream), video, packets, keys, indices.tolist())
-            frames = np.stack(list(_rgb(pictures, stream.width, stream.height)))
+            frames = list(_rgb(pictures, stream.width, stream.height))
     except MemoryError:  # one of FFmpeg's errors, too, but no fault of the video
         raise
     except FFmpegError as error:
         raise DecodeError(f"cannot be decoded: {error.strerror}") from None
-    return frames[inverse.reshape(wanted.shape)]
+    return [frames[i] for i in inverse.ravel().tolist()]
+
+
+def _opened(video: bytes) -> InputContainer:
+    import av
+
+    # FFmpeg would decode frames to learn what a header may not say. That of ingest's says all.
+    return av.open(
+        io.BytesIO(video),
+        "r",
+        format="mp4",
+        options={"skip_frame": "all"},
+        container_options={"probesize": "32"},
+    )
 
 
 def _packets(stream: VideoStream, size: int) -> tuple[list[slice], list[int]]:

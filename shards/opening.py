@@ -17,27 +17,28 @@ from shards.index import ShardLost
 from shards.ledger import read_skip
 from shards.manifest import Manifest
 from shards.place import locate
-from shards.presence import lost_files
+from shards.presence import Lost, heard, look
 from shards.reader import Collection
 from shards.splitfile import SplitFile, read_split_file, shown
 from shards.wording import count, few
 
 
-def open_collection(data: DataConfig) -> Collection:
-    """The samples that a config names, every shard's presence and size checked."""
+def open_collection(data: DataConfig, *, lost: Lost | None = None) -> Collection:
+    """The samples that a config names, every shard's presence and size checked.
+
+    Args:
+        lost: `Collection.told` of whoever looked at the same folders. None looks at every file; of
+            what else is gone by now the reading tells.
+    """
     if not data.shards:
         raise ValueError("data.shards is empty: name shard folders with --data.shards DIR …")
     manifests = [Manifest.open(locate(folder, data.source)) for folder in data.shards]
-    lost: dict[int, ShardLost] = {}
-    first = 0
-    for manifest in manifests:
-        lost |= {first + i: error for i, error in lost_files(manifest).items()}
-        first += len(manifest.shards)
-    check_lost(data, list(lost.values()))
+    gone = look(manifests) if lost is None else heard(lost)
+    check_lost(data, list(gone.values()))
     chosen = None if data.splits is None else read_split_file(data.splits, data.source)
     _check_split(data, manifests, chosen)
     skip = read_skip(data.skip, data.source)
-    collection = Collection(manifests, split=data.split, chosen=chosen, lost=lost, skip=skip)
+    collection = Collection(manifests, split=data.split, chosen=chosen, lost=gone, skip=skip)
     check_lost(data, list(collection.lost.values()))
     _check_absent(data, collection)
     return collection

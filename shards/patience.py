@@ -88,7 +88,8 @@ def _final(error: Exception, what: str) -> Exception:
     """The error to raise for an answer that will not change."""
     status = _status(error)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return FileNotFoundError(errno.ENOENT, "is not there (404)", what)
+        said = "is not there (404)" if "://" in what else "is not there"
+        return FileNotFoundError(errno.ENOENT, said, what)
     if isinstance(error, PermissionError) or status in (401, 403):
         said = f"{status or 403} {_words(error)}".strip()
         said = f"access was denied ({said}): check the address and the credentials"

@@ -6,10 +6,35 @@ Owns this look from outside. Refuses to open a file: what is inside shows when i
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shards.index import ShardLost, broken, index_name
 from shards.manifest import Manifest
+
+Lost = Mapping[str, str]
+"""Why a shard is lost, by its place among those of all folders, as JSON keeps it: what one process
+saw, for others that then need not look at every file themselves."""
+
+
+def look(manifests: Sequence[Manifest]) -> dict[int, ShardLost]:
+    """The shards of several folders that are not there in full; see `lost_files`."""
+    lost: dict[int, ShardLost] = {}
+    first = 0
+    for manifest in manifests:
+        lost |= {first + i: error for i, error in lost_files(manifest).items()}
+        first += len(manifest.shards)
+    return lost
+
+
+def told(lost: Mapping[int, ShardLost]) -> dict[str, str]:
+    """For another process."""
+    return {str(shard): str(error) for shard, error in lost.items()}
+
+
+def heard(lost: Lost) -> dict[int, ShardLost]:
+    """What another process told."""
+    return {int(shard): ShardLost(why) for shard, why in lost.items()}
 
 
 def lost_files(manifest: Manifest) -> dict[int, ShardLost]:

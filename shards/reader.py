@@ -24,6 +24,7 @@ from shards.ledger import Skip
 from shards.manifest import Manifest
 from shards.openshard import OpenShard
 from shards.place import Remote
+from shards.presence import told
 from shards.schema import Record
 from shards.splitfile import SplitFile
 from shards.survey import Survey, survey
@@ -116,6 +117,11 @@ class Collection:
         run."""
         origins = {f"manifest_{i}": m.origin for i, m in enumerate(self.manifests)}
         return origins if self._chosen is None else {**origins, "splits": self._chosen}
+
+    @property
+    def told(self) -> dict[str, str]:
+        """The lost shards, for other processes that open the same folders."""
+        return told(self.lost)
 
     def row(self, shard: int, sample: int) -> IndexRow:
         """The row of a shard's `sample`-th kept sample, with the label that counts; ShardLost if

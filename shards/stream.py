@@ -11,6 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -26,6 +27,7 @@ from shards.ledger import Failure, Ledger
 from shards.opening import check_indexed, check_lost, classes_to_balance, open_collection
 from shards.order import Balance, Mixture, Order, check_micro_batch, check_world
 from shards.places import Places
+from shards.presence import Lost
 from shards.reader import Collection
 from shards.workers import deaths_explained, preparation, start_context, without_main
 
@@ -50,6 +52,7 @@ def open_clips(
     train: bool,
     ledger: Ledger | None,
     collection: Collection | None = None,
+    lost: Lost | None = None,
 ) -> ClipStream:
     """Open a rank's batches; cheap, as loader processes start with the iteration.
 
@@ -62,12 +65,13 @@ def open_clips(
         ledger: where unreadable samples are written down; None only counts them.
         collection: that of an earlier stream of the same `data`; spares opening the folders, and
             reading indexes where all were needed, once more.
+        lost: as for `open_collection`, where there is none.
 
     Raises ManifestError where a folder is not what was ingested, and ValueError where the numbers
     do not divide, labels differ, or no sample is left. Both say what to change.
     """
     check_world(world, data.streams)
-    collection = collection or open_collection(data)
+    collection = collection or open_collection(data, lost=lost)
     order = Order(
         collection.counts,
         streams=data.streams,
@@ -115,6 +119,11 @@ def _check_cache(data: DataConfig, collection: Collection, at_once: int) -> None
         )
 
 
+def _as_made(batch: Any) -> Any:
+    """`Clips` puts its batches together itself."""
+    return batch
+
+
 class ClipStream:
     """A rank's micro-batches in the order of steps; made by `open_clips`.
 
@@ -154,7 +163,7 @@ class ClipStream:
         self._loader = DataLoader(
             clips,
             batch_sampler=places,
-            collate_fn=clips.collate,
+            collate_fn=_as_made,
             num_workers=workers,
             multiprocessing_context=start_context() if workers else None,
             worker_init_fn=preparation() if workers else None,

@@ -22,6 +22,7 @@ from pretrain import recipes as pretrain_recipes
 from pretrain.masking import MaskConfig
 from pretrain.model import DecoderConfig
 from pretrain.recipes import PretrainConfig
+from shards import presence
 from shards.augment import AugmentConfig
 from shards.index import IndexRow
 from shards.manifest import Manifest
@@ -130,6 +131,19 @@ def spoil(folder: Path, *keys: str) -> None:
 def ledger(output: Path) -> list[dict]:
     """The lines of a run's ledger."""
     return [json.loads(line) for line in (output / "ledger.jsonl").read_text().splitlines()]
+
+
+def looks_at_files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """From now on: the folders whose every file was looked at, as often as it was."""
+    looked: list[Path] = []
+    whole = presence.lost_files
+
+    def noted(manifest: Manifest):
+        looked.append(Path(str(manifest.folder)))
+        return whole(manifest)
+
+    monkeypatch.setattr(presence, "lost_files", noted)
+    return looked
 
 
 def logged(summary: dict, name: str) -> dict[int, float]:

@@ -35,6 +35,7 @@ from launch.zero import Precision
 from shards.augment import ViewConfig
 from shards.cache import DEFAULT_GB
 from shards.ledger import Ledger
+from shards.presence import Lost
 from shards.reader import Collection
 from shards.stream import ClipStream, DataConfig, TooManyFailures, open_clips, open_collection
 from shards.workers import WorkerDied
@@ -110,8 +111,10 @@ def run(config: ProbeConfig) -> dict[str, Any]:
     if not config.shards:
         raise ValueError("shards is empty: name shard folders with --shards DIR …")
     inputs: dict[str, Any] = {}
+    lost: dict[str, str] | None = None
     for split in splits_of(config):
-        collection = open_collection(data_of(config, split, streams=1))
+        collection = open_collection(data_of(config, split, streams=1), lost=lost)
+        lost = collection.told
         inputs |= collection.inputs
         if split == config.train_split is not None:
             check_labelled(collection, config)
@@ -121,7 +124,9 @@ def run(config: ProbeConfig) -> dict[str, Any]:
     open_network(local, config.sizes, random=0 if config.random else None)  # errors are told here
     inputs["model"] = weights_of(local)
     config = replace(config, model=str(local))
-    result = drive(measure, config, seed=config.seed, inputs=inputs, publish=lambda *_: {})
+    result = drive(
+        measure, config, seed=config.seed, inputs=inputs, publish=lambda *_: {}, lost=lost
+    )
     tell(result, output)
     return result
 
@@ -173,7 +178,7 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     read: dict[str, dict[str, float]] = {}
     labels: tuple[str, ...] = ()
     for split in splits_of(config):
-        with open_split(config, network, split, context, ledger) as stream:
+        with open_split(config, network, split, context, ledger, lost=payload["lost"]) as stream:
             labels = stream.labels
             meter = FeatureMeter(stream, split=split)
             name = split or "all"
@@ -205,6 +210,8 @@ def open_split(
     split: str | None,
     context: WorkerContext,
     ledger: Ledger,
+    *,
+    lost: Lost | None = None,
 ) -> ClipStream:
     """Each clip of a split once, as the network takes it."""
     return open_clips(
@@ -215,6 +222,7 @@ def open_split(
         world=context.world,
         train=False,
         ledger=ledger,
+        lost=lost,
     )
 
 

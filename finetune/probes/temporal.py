@@ -53,8 +53,10 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: TemporalConfig) -> dict[str, Any]:
     """Fetch the model, ask it, print the figures; returns the summary."""
-    config, inputs = located(config)
-    result = drive(measure, config, seed=config.seed, inputs=inputs, publish=lambda *_: {})
+    config, inputs, lost = located(config)
+    result = drive(
+        measure, config, seed=config.seed, inputs=inputs, publish=lambda *_: {}, lost=lost
+    )
     tell(result)
     print(config.cluster.output)
     return result
@@ -76,6 +78,7 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         world=context.world,
         train=False,
         ledger=ledger,
+        lost=payload["lost"],
     ) as stream:
         labels = stream.labels
         check_labels(labels, predictor.config.labels)

@@ -69,7 +69,7 @@ def measure(
     with _one_core():
         start, core = time.perf_counter(), time.process_time()
         for turn, slots in enumerate(_lots(collection.counts, data.seed)):
-            _, failed = clips.collate([clips[slot] for slot in slots])
+            _, failed = clips.__getitems__(slots)
             tried += len(slots)
             troubles += [str(getattr(t, "reason", t)) for t in failed if not _known(t)]
             if turn == 0:

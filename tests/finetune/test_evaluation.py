@@ -16,7 +16,16 @@ from launch.cluster import ClusterConfig
 from launch.tracking import TrackingConfig, connect
 from mira.tubelets import normalise
 from shards.stream import TooManyFailures, open_clips
-from tests.runs import finetuning, ledger, logged, rows, spoil, tree, write_stripes
+from tests.runs import (
+    finetuning,
+    ledger,
+    logged,
+    looks_at_files,
+    rows,
+    spoil,
+    tree,
+    write_stripes,
+)
 from tests.shards.make import LABELS
 
 TEST_KEYS = ["s0_2", "s0_5", "s1_1", "s1_4", "s1_7"]
@@ -139,6 +148,12 @@ def damaged(tmp_path) -> Path:
     write_stripes(tmp_path / "shards", [7, 8], test_every=3)
     spoil(tmp_path / "shards", "s0_5")
     return tmp_path / "shards"
+
+
+def test_files_are_looked_at_once_by_the_driver_alone(model, place, uri, tmp_path, monkeypatch):
+    looks = looks_at_files(monkeypatch)
+    evaluation.run(measuring(model, place / "shards", tmp_path / "out", uri))
+    assert looks == [place / "shards"]
 
 
 def test_a_damaged_clip_is_told_and_not_counted(model, damaged, tmp_path, uri):

@@ -20,7 +20,7 @@ from mira.weights import load_artifact
 from shards.augment import AugmentConfig
 from shards.index import index_shard
 from shards.manifest import write_manifest
-from tests.runs import finetuning, ledger, logged, run_until, spoil, write_stripes
+from tests.runs import finetuning, ledger, logged, looks_at_files, run_until, spoil, write_stripes
 from tests.shards.make import LABELS
 
 
@@ -67,6 +67,13 @@ def test_a_handful_of_clips_is_learnt_to_the_last(tmp_path, uri):
     accuracy = logged(summary, "train/accuracy")
     assert [accuracy[step] for step in range(21, 25)] == [1.0] * 4, "two epochs without a mistake"
     assert summary["metrics"]["train/war"] == 1.0 and summary["metrics"]["train/clips"] == 8
+
+
+def test_files_are_looked_at_once_by_the_driver_alone(place, uri, monkeypatch):
+    looks = looks_at_files(monkeypatch)
+    config = finetuning(place / "shards", place / "looked", uri, steps=2, eval_every=1)
+    job.run(replace(config, validation_split="test"))
+    assert looks == [place / "shards"]
 
 
 def test_without_a_validation_split_the_last_step_is_taken(place, uri):

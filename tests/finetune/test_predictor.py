@@ -136,7 +136,7 @@ def test_an_answer_is_complete(predictor, videos):
 def test_inference_and_evaluation_agree_on_every_pixel_and_probability(predictor):
     frames = np.random.default_rng(0).integers(0, 256, (40, 48, 48, 3), dtype=np.uint8)
     views = predictor.views(frames)
-    batch = collate([Clip(views.pixels, 0, 0, "clip")], views=6, frames=8, size=32)
+    batch = collate([Clip(views.pixels, 0, 0, "clip")], 1, views=6, frames=8, size=32)
     task = ClassifyTask(predictor.model, MixConfig(mixup=0.0, cutmix=0.0)).eval()
     with torch.no_grad():
         expected = task.predict(batch)[0]

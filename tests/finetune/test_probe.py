@@ -43,7 +43,7 @@ from shards.stream import TooManyFailures
 from tests.finetune.marked import write_marked
 from tests.finetune.probe_ranks import table_of_rank
 from tests.finetune.rendered import LABELS
-from tests.runs import ROOT, ledger, logged, spoil, tree
+from tests.runs import ROOT, ledger, logged, looks_at_files, spoil, tree
 
 TINY = EncoderConfig(image_size=32, frames=4, patch_size=16, dim=24, depth=2, heads=3)
 FACE = FaceSleuthConfig(image_size=32, dims=(8, 8, 16), depths=(1, 1, 1), heads=(2, 2, 2), window=2)
@@ -356,6 +356,12 @@ def test_the_command_writes_features_figures_and_a_run(result, place):
     assert written["linear"]["held_out"] == "subjects" and written["shared_subjects"] == 0
     assert written["read"]["test"] == {"clips": 4.0, "unread": 0.0, "coverage": 1.0}
     assert tree(place / "out") == {"features.parquet", "metrics.json", "summary.json"}
+
+
+def test_files_are_looked_at_once_by_the_driver_alone(place, tmp_path, monkeypatch):
+    looks = looks_at_files(monkeypatch)
+    driver.run(probed(place, tmp_path / "out"))
+    assert looks == [place / "shards"]
 
 
 def test_the_figures_follow_from_the_features_alone(result, place):

@@ -21,6 +21,7 @@ from tests.runs import (
     flags,
     ledger,
     logged,
+    looks_at_files,
     pretraining,
     run_until,
     spoil,
@@ -90,6 +91,13 @@ def test_a_run_is_recorded_with_figures_pictures_and_its_model(whole, uri):
     version = client.get_model_version_by_alias("stripes-encoder", "champion")
     assert version.run_id == whole["run_id"]
     assert whole["model"] == "models:/stripes-encoder/1"
+
+
+def test_files_are_looked_at_once_by_the_driver_alone(place, uri, monkeypatch):
+    looks = looks_at_files(monkeypatch)
+    config = pretraining(place / "shards", place / "looked", uri, steps=2, eval_every=1)
+    job.run(replace(config, validation_split="test"))
+    assert looks == [place / "shards"]
 
 
 def test_one_batch_again_and_again_is_learnt(place, uri):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from shards.augment import AugmentConfig, ViewConfig, cut, view_crops
+from shards.augment import AugmentConfig, Box, ViewConfig, crop_resized, cut, view_crops
 from shards.draws import MOVES, OPERATIONS, Draw, Operation, amount, draw
 from shards.draws_opencv import apply, operate
 
@@ -219,6 +219,18 @@ def test_erased_pixels_are_standard_normal_after_normalisation():
     assert np.abs(values.std(axis=0) - 0.97).max() < 0.03, "a little less: 0..255 bounds it"
     across = np.corrcoef(values.T)
     assert np.abs(across - np.eye(3)).max() < 0.02, "channels know nothing of one another"
+
+
+@pytest.mark.parametrize("box", [Box(3, 5, 30, 20), Box(8, 2, 32, 32), Box(0, 0, 47, 40)], ids=str)
+@pytest.mark.parametrize("flipped", [False, True], ids=["as_it_is", "flipped"])
+def test_a_crop_is_made_in_its_place_and_nowhere_else(box, flipped):
+    frames = [frame + np.uint8(i) for i, frame in enumerate(still(frames=4))]
+    batch = np.full((3, 4, 32, 32, 3), 7, dtype=np.uint8)
+    crop_resized(frames, box, size=32, flipped=flipped, out=batch[1])
+    resized = crop_resized(np.stack(frames), box, size=32)
+    np.testing.assert_array_equal(batch[1], resized[:, :, ::-1] if flipped else resized)
+    assert (batch[[0, 2]] == 7).all()
+    np.testing.assert_array_equal(frames[0], still()[0], err_msg="the frames are left alone")
 
 
 def test_views_spread_along_the_longer_side():

@@ -12,7 +12,7 @@ import decord
 import numpy as np
 import pytest
 
-from shards.frames import DecodeError, decode, draw_indices, view_indices
+from shards.frames import DecodeError, decode, decode_each, draw_indices, view_indices
 from shards.ingest.encode import ClipWriter
 from tests.shards.make import encode, video
 
@@ -79,6 +79,25 @@ def test_stored_clips_decode_to_the_pixels_that_decord_finds(gop, size, fast):
     pixels = decord.VideoReader(io.BytesIO(data), num_threads=1)[:].asnumpy()
     for wanted in SELECTIONS.values():
         np.testing.assert_array_equal(decode(data, lambda n, w=wanted: w), pixels[wanted])
+
+
+@pytest.mark.parametrize("size", [64, 90, 98])
+def test_frames_one_by_one_are_the_same_pixels_and_none_is_made_twice(size):
+    data, wanted = stored(12, size), SELECTIONS["views"]
+    each = decode_each(data, lambda n: wanted)
+    together = decode(data, lambda n: wanted)
+    assert together.shape == (2, 3, size, size, 3)
+    np.testing.assert_array_equal(np.stack(each), together.reshape(6, size, size, 3))
+    assert each[1] is each[2], "frame 3, wanted twice"
+
+
+def test_frames_outlive_the_decoder_that_made_them():
+    data = stored(12)
+    held = decode_each(data, lambda n: np.arange(16))
+    then = [frame.copy() for frame in held]
+    for _ in range(5):  # what was freed would be written over
+        decode(data, lambda n: np.arange(40, 64))
+    np.testing.assert_array_equal(held, then)
 
 
 def test_frames_that_nobody_needs_are_not_decoded():

@@ -10,15 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from shards import patience, place
+from shards import patience, place, presence
 from shards.augment import AugmentConfig, ViewConfig
+from shards.batch import Clip, collate
 from shards.index import ManifestError, index_shard
 from shards.ledger import Failure, Ledger
 from shards.stream import DataConfig, TooManyFailures, open_clips
@@ -41,7 +44,9 @@ def config(*folders, **fields):
     return DataConfig(shards=tuple(str(f) for f in folders), **small | fields)
 
 
-def opened(data, *, rank=0, world=1, start_step=0, train=True, ledger=None, batch=8, micro=2):
+def opened(
+    data, *, rank=0, world=1, start_step=0, train=True, ledger=None, batch=8, micro=2, **how
+):
     return open_clips(
         data,
         global_batch=batch,
@@ -51,6 +56,7 @@ def opened(data, *, rank=0, world=1, start_step=0, train=True, ledger=None, batc
         start_step=start_step,
         train=train,
         ledger=ledger,
+        **how,
     )
 
 
@@ -127,6 +133,39 @@ def test_batches_have_the_promised_form(folder):
     assert [tensor.dtype for tensor in kinds] == expected
     red = batch.pixels[:, 0, :, 24:, 24:].float().mean(dim=(-1, -2))
     assert torch.allclose(red.diff(dim=1), torch.tensor(16.0), atol=5), "stride 2, 8 a frame"
+
+
+def test_every_pixel_of_a_clip_finds_its_place_in_the_batch():
+    rng = np.random.default_rng(0)
+    made = [rng.integers(0, 256, (2, 3, 16, 16, 3), dtype=np.uint8) for _ in range(3)]
+    made[2] = made[2][:, :, ::-1, ::-1]  # no array in one piece
+    clips = [Clip(pixels, 1, 0, "key") for pixels in made]
+    placed = {"views": 2, "frames": 3, "size": 16}
+    batch = collate([*clips[:2], Clip(None, 1, 0, ""), clips[2]], 4, **placed)
+    expected = np.concatenate([made[0], made[1], np.zeros_like(made[0]), made[2]])
+    np.testing.assert_array_equal(batch.pixels.numpy(), expected.transpose(0, 4, 1, 2, 3))
+    assert batch.pixels.is_contiguous()
+    turned = collate([clips[1], Clip(None, 1, 0, ""), clips[0]], 3, places=[1, 2, 0], **placed)
+    assert torch.equal(turned.pixels[:4], batch.pixels[:4])
+    assert turned.weights.tolist() == [1, 1, 0] and turned.keys == ["key", "key", ""]
+    with pytest.raises(AssertionError, match="16"):
+        collate(clips, 3, views=2, frames=3, size=32)
+
+
+def test_the_pixels_of_a_clip_are_let_go_before_the_next_is_made():
+    held = []
+
+    def made():
+        for _ in range(4):
+            assert not any(pixels() is not None for pixels in held), "memory serves again"
+            pixels = np.zeros((1, 2, 16, 16, 3), dtype=np.uint8)
+            held.append(weakref.ref(pixels))
+            clip = Clip(pixels, 0, 0, "key")
+            del pixels
+            yield clip
+            del clip
+
+    assert len(collate(made(), 4, views=1, frames=2, size=16)) == len(held) == 4
 
 
 def test_padding_is_black_weightless_and_nameless(folder):
@@ -355,6 +394,41 @@ def test_a_cut_shard_is_named_before_anything_starts(broken):
     tar.write_bytes(tar.read_bytes()[:-1000])
     with pytest.raises(ManifestError, match=r"shard-000001\.tar was cut"):
         opened(config(broken))
+
+
+def test_what_one_process_saw_others_need_not_look_for(broken, monkeypatch):
+    (broken / "shard-000000.tar").unlink()
+    data = config(broken, allow_missing=1, max_failed_share=0.5)
+
+    def served(lost):
+        with opened(data, train=False, lost=lost) as stream:
+            found = [contents(batch) for batch in stream]
+            return found, stream.left_out, stream.collection.told
+
+    looked, left_out, told = served(None)
+    assert list(told) == ["0"] and "shard-000000.tar is missing" in told["0"]
+    assert left_out == {"shard": 8, "sample": 1}
+    told = json.loads(json.dumps(told))
+    monkeypatch.setattr(presence, "lost_files", lambda _: pytest.fail("looked again"))
+    trusting, *others = served(told)
+    assert others == [left_out, told]
+    for one, other in zip(looked, trusting, strict=True):
+        same(one, other)
+    with pytest.raises(ManifestError, match=r"shard-000000\.tar is missing.*allowed 0"):
+        opened(config(broken), lost=told)
+
+
+@pytest.mark.parametrize("loader_workers", [0, 1])
+def test_a_shard_that_went_after_the_look_is_named_when_it_is_read(broken, loader_workers):
+    with opened(config(broken)) as stream:
+        told = stream.collection.told
+    (broken / "shard-000001.tar").unlink()
+    with (
+        opened(config(broken, loader_workers=loader_workers), lost=told) as stream,
+        pytest.raises(ManifestError, match=r"shard-000001\.tar cannot be read \(is not there\)"),
+    ):
+        for _ in zip(range(40), stream, strict=False):
+            pass
 
 
 @pytest.mark.parametrize("loader_workers", [0, 1])
