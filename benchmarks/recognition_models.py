@@ -75,8 +75,8 @@ class Scale:
 SCALES = {
     "small": Scale(
         *("small", 256, 64),
-        first=Part(people=400, clips=7, fps=8, strengths=("1",), seed=8, steps=600, rate=2.4e-2),
-        then=Part(people=600, clips=7, fps=16, strengths=STRENGTHS, seed=7, steps=150, rate=8e-3),
+        first=Part(people=400, clips=7, fps=8, strengths=("1",), seed=8, steps=400, rate=2.4e-2),
+        then=Part(people=600, clips=7, fps=16, strengths=STRENGTHS, seed=7, steps=120, rate=8e-3),
         folds=2,
         seeds=5,
     ),
