@@ -75,7 +75,7 @@ class Scale:
 SCALES = {
     "small": Scale(
         *("small", 256, 64),
-        first=Part(people=400, clips=7, fps=8, strengths=("1",), seed=8, steps=400, rate=2.4e-2),
+        first=Part(people=400, clips=7, fps=8, strengths=("1",), seed=8, steps=600, rate=2.4e-2),
         then=Part(people=600, clips=7, fps=16, strengths=STRENGTHS, seed=7, steps=120, rate=8e-3),
         folds=2,
         seeds=5,
@@ -129,7 +129,7 @@ def _small(model: str, part: Part) -> FinetuneConfig:
             size=64,
             pair=encoder.pair,
             loader_workers=0,
-            augment=AugmentConfig(crop="resized", area=(0.8, 1.0), aspect=(0.9, 1.1), flip=0.5),
+            augment=AugmentConfig(crop="none", flip=0.5),
         ),
         mixing=MixConfig(mixup=0.0, cutmix=0.0),
         run=RunConfig(
