@@ -96,7 +96,8 @@ def tables(rows: Rows, *, scale: str) -> str:
     text += f"{first['steps']} steps of {first['batch']} clips. Intervals: 95 % over people and "
     text += f"seeds. Always the commonest class: UF1 {float(first['commonest_uf1']):.2f}.\n\n"
     text += _head(
-        *("network", "told of a test clip", "parameters", "s a fold", "UF1", "worst … best seed"),
+        *("network", "told of a test clip", "parameters", "s a fold, at best", "UF1"),
+        "worst … best seed",
         *("UAR", *(f"UF1 at {s}" for s in strengths)),
     )
     for model, by in found.items():

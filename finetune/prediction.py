@@ -38,7 +38,7 @@ class Prediction:
     apex: float | None = None
     """Seconds into the video, of such a network."""
     apex_source: str | None = None
-    """Where they come from: given with the question, or spotted (`spotting.py`)."""
+    """Where they come from: given with the question, or spotted (`shards/spotting.py`)."""
     box: tuple[float, ...] | None = None
     """Face crop in pixels of the upright video: left, top, width, height."""
     reason: str | None = None

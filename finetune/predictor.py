@@ -25,7 +25,6 @@ from finetune.models.configs import unanswerable
 from finetune.pictures import importance_strip, pair_picture, png
 from finetune.prediction import Prediction
 from finetune.predictor_config import PredictorConfig, artifact_folder, save_predictor
-from finetune.spotting import spot
 from mira.loading import load_weights
 from mira.tubelets import normalise
 from mira.weights import load_artifact
@@ -35,6 +34,7 @@ from shards.ingest import extract_face
 from shards.ingest.models import ModelError, with_model
 from shards.ingest.settings import Rejected
 from shards.labelling import flow_of
+from shards.spotting import spot
 
 __all__ = ["Prediction", "Predictor", "PredictorConfig", "save_predictor"]
 
