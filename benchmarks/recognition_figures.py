@@ -95,10 +95,7 @@ def _figures(strength: str, told: Sequence[Told], base: Sequence[Told] | None) -
     always = np.zeros_like(matrix)
     always[:, matrix.sum(1).argmax()] = matrix.sum(1)
     figures = figures_interval(asked.truth, asked.of("as_is"), asked.people, **asked.fixed)
-    each = [
-        figures_interval(asked.truth, one, asked.people, **asked.fixed)["f1"].value
-        for one in asked.of("as_is")
-    ]
+    each = asked.uf1()
     found: dict[str, object] = {"strength": strength, "clips": len(asked.truth)}
     found |= {"people": len(set(asked.people)), "seeds": len(each)}
     found |= {"commonest_uf1": f"{figures_of(always.astype(float))['f1']:.4f}"}
@@ -138,6 +135,13 @@ class Answers:
     def has(self, name: str) -> bool:
         """Whether every answer of a field is there."""
         return all(getattr(t, name) for t in self._by.values())
+
+    def uf1(self) -> list[float]:
+        """Of each training."""
+        count = len(self.labels)
+        cells = [self.truth * count + told for told in self.of("as_is")]
+        matrices = [np.bincount(one, minlength=count**2).reshape(count, count) for one in cells]
+        return [float(figures_of(matrix.astype(float))["f1"]) for matrix in matrices]
 
     def of(self, name: str) -> NDArray[np.int64]:
         """int64 [R, n]: the answers that a field of `Told` holds."""
