@@ -24,6 +24,10 @@ LONG = (
 )
 """Files that take longest. They come first, so that no process is left with one at the end."""
 
+# NumPy's threads wait for one another without sleeping: with two test processes on two cores a
+# product of matrices may take forty times as long. This comes before NumPy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # `launch.tracking.connect` says this before it imports MLflow; a test may import MLflow earlier.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
