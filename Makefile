@@ -49,7 +49,7 @@ bench: $(READY)  ## all measurements of the README, as rows in benchmarks/result
 	@$(BIN)/python -m benchmarks.loader_memory
 	@$(BIN)/python -m benchmarks.rendered_faces
 
-study: $(READY)  ## docs/study.md anew: networks on micro-expressions of rendered people (half an hour)
+study: $(READY)  ## docs/study.md anew: networks on micro-expressions of rendered people (hours)
 	@$(BIN)/python -m benchmarks.recognition
 	@$(BIN)/python -m benchmarks.plot_recognition
 

@@ -39,7 +39,7 @@ def newest(rows: Rows, scale: str) -> dict[str, dict[str, dict[str, str]]]:
         if row["scale"] == scale:
             found.setdefault(row["model"], {})[row["strength"]] = row
     last = [row for by_strength in found.values() for row in by_strength.values()]
-    for name in ("device", "torch", "steps", "batch", "folds", "seeds"):
+    for name in ("device", "torch", "steps", "batch", "folds"):
         if len(values := sorted({row[name] for row in last})) > 1:
             raise ValueError(
                 f"the newest rows differ in {name} ({', '.join(values)}): run all anew"
@@ -68,11 +68,10 @@ def picture(rows: Rows, out: Path, *, scale: str) -> None:
     axes.plot(range(len(strengths)), commonest, color="#aaaaaa", linestyle=":", zorder=0)
     axes.annotate(
         "always the commonest class",
-        (len(strengths) - 1, commonest[-1]),
+        (0, commonest[0]),
         color="#888888",
-        ha="right",
         va="top",
-        xytext=(18, -4),
+        xytext=(0, -4),
         textcoords="offset points",
     )
     axes.set_xticks(range(len(strengths)), strengths)
@@ -92,11 +91,15 @@ def tables(rows: Rows, *, scale: str) -> str:
     first = next(iter(found.values()))["all"]
     strengths = [s for s in next(iter(found.values())) if s != "all"]
     text = f"{first['device']}, torch {first['torch']}, {first['date']}; {first['clips']} clips of "
-    text += f"{first['people']} people, {first['folds']} folds by person, {first['seeds']} seeds; "
-    text += f"{first['steps']} steps of {first['batch']} clips. Intervals: 95 % over people and "
+    text += f"{first['people']} people, {first['folds']} folds by person; "
+    text += (
+        f"{first['first_steps']} steps on {first['first_people']} others at full strength, then "
+    )
+    text += f"{first['steps']}, of {first['batch']} clips. Intervals: 95 % over people and "
     text += f"seeds. Always the commonest class: UF1 {float(first['commonest_uf1']):.2f}.\n\n"
     text += _head(
-        *("network", "told of a test clip", "parameters", "s a fold, at best", "UF1"),
+        *("network", "told of a test clip", "parameters", "seeds", "s a fold, at best"),
+        "UF1",
         "worst … best seed",
         *("UAR", *(f"UF1 at {s}" for s in strengths)),
     )
@@ -106,6 +109,7 @@ def tables(rows: Rows, *, scale: str) -> str:
             model,
             row["told"] or "its frames alone",
             f"{int(row['parameters']) / 1e6:.2f} M",
+            row["seeds"],
             row["seconds_a_fold"],
             _figure(row, "uf1"),
             f"{float(row['uf1_worst_seed']):.2f} … {float(row['uf1_best_seed']):.2f}",
