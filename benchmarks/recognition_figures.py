@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def _figures(strength: str, told: Sequence[Told], base: Sequence[Told] | None) -
     for name in ("shuffled", "spotted"):
         found |= _interval(name, _after(asked, name))
     for name in ("hit", "inside", "uniform"):
-        found |= _interval(name, _mean(told, name))
+        found |= _interval(name, asked.mean(name))
     return found | {"constant_hit": _constant(told)}
 
 
@@ -143,6 +143,15 @@ class Answers:
         matrices = [np.bincount(one, minlength=count**2).reshape(count, count) for one in cells]
         return [float(figures_of(matrix.astype(float))["f1"]) for matrix in matrices]
 
+    def mean(self, name: str) -> Interval | None:
+        """Of a number, over the clips of which every training has one; None without such."""
+        each = [[getattr(self._by[s, clip], name) for s in self.seeds] for clip in self.clips]
+        known = [(row, who) for row, who in zip(each, self.people, strict=True) if None not in row]
+        if not known:
+            return None
+        rows, people = zip(*known, strict=True)
+        return mean_interval(np.array(rows).T, people, seed=0)
+
     def of(self, name: str) -> NDArray[np.int64]:
         """int64 [R, n]: the answers that a field of `Told` holds."""
         rows = [[self._by[s, clip] for clip in self.clips] for s in self.seeds]
@@ -169,12 +178,6 @@ def _constant(told: Sequence[Told]) -> str:
     """How often the apex lies in the tubelet where it lies most: a hit without looking."""
     places = [t.apex for t in told if t.apex]
     return f"{max(Counter(places).values()) / len(places):.4f}" if places else ""
-
-
-def _mean(told: Iterable[Told], name: str) -> Interval | None:
-    known = [t for t in told if getattr(t, name) is not None]
-    values = [getattr(t, name) for t in known]
-    return mean_interval(values, [t.subject for t in known], seed=0) if known else None
 
 
 def _interval(name: str, found: Interval | None) -> dict[str, object]:

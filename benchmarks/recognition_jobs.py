@@ -35,13 +35,14 @@ def train_first(configs: Sequence[FinetuneConfig]) -> None:
 def ask(folds: Sequence[Path], study: FinetuneConfig, spotted: Path) -> None:
     """What each fold's network says of its test clips: FOLD/temporal/clips.csv and, of a network
     that looks at onset and apex, FOLD/spotted/predictions.csv with those that were spotted."""
-    about = {"shards": study.data.shards, "seed": study.run.seed}
+    where = {"cluster": to_dict(study.cluster)}  # a fold's questions run where it was trained
+    about = where | {"shards": study.data.shards, "seed": study.run.seed}
     jobs = [
         _job(fold / "temporal", {"fold": str(fold)} | about, done="clips.csv") for fold in folds
     ]
     _run(_probe, jobs, study.cluster)
     if study.encoder.pair:
-        other = {"shards": [str(spotted)]}
+        other = where | {"shards": [str(spotted)]}
         jobs = [
             _job(fold / "spotted", {"fold": str(fold)} | other, done="predictions.csv")
             for fold in folds
@@ -55,33 +56,22 @@ def _train(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _probe(payload: dict[str, Any]) -> dict[str, Any]:
-    place = Path(payload["fold"], "temporal")
-    temporal.run(
-        TemporalConfig(
-            **_about(Path(payload["fold"])),
-            shards=tuple(payload["shards"]),
-            seed=payload["seed"],
-            cluster=ClusterConfig(workers=0, output=str(place)),
-        )
-    )
+    temporal.run(TemporalConfig(**_about(payload, "temporal"), seed=payload["seed"]))
     return {}
 
 
 def _evaluate(payload: dict[str, Any]) -> dict[str, Any]:
-    place = Path(payload["fold"], "spotted")
-    evaluation.run(
-        EvaluateConfig(
-            **_about(Path(payload["fold"])),
-            shards=tuple(payload["shards"]),
-            cluster=ClusterConfig(workers=0, output=str(place)),
-        )
-    )
+    evaluation.run(EvaluateConfig(**_about(payload, "spotted")))
     return {}
 
 
-def _about(fold: Path) -> dict[str, Any]:
-    """The network of a fold, and its test clips."""
+def _about(payload: dict[str, Any], name: str) -> dict[str, Any]:
+    """The network of a fold, its test clips, and where what it says is written."""
+    fold = Path(payload["fold"])
+    cluster = from_dict(ClusterConfig, payload["cluster"])
     return {
+        "shards": tuple(payload["shards"]),
+        "cluster": replace(cluster, output=str(fold / name)),
         "model": str(fold / "run" / "last"),
         "splits": str(fold / "split.csv"),
         "batch": 32,

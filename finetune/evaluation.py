@@ -1,12 +1,10 @@
 """Evaluation of a registered or local network on a split of shards.
 
-Owns what is written: `metrics.json`, `predictions.csv`, a confusion matrix, and the run in MLflow.
+Owns what is written: `metrics.json`, a confusion matrix, the run in MLflow, and `predictions.csv`.
 Clips are sampled, cropped and viewed as the predictor's own configuration says. The loop is
 `launch/engine.py`, the figures are `metrics.py` and `measure.py`.
 """
 
-import csv
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,12 +15,13 @@ import tyro
 from torch import Tensor
 
 from finetune.collecting import Clips
+from finetune.history import cautions, stamp
 from finetune.inputs import carrying
 from finetune.measure import AnnotatedBatch, Measure
 from finetune.mixing import MixConfig
-from finetune.models.configs import privileged
-from finetune.outputs import AFFECT, Outputs
+from finetune.outputs import Outputs
 from finetune.pictures import confusion_matrix_picture
+from finetune.predictions import Row, write_rows
 from finetune.predictor import Predictor
 from finetune.task import ClassifyTask
 from launch.cluster import ClusterConfig, WorkerContext
@@ -87,9 +86,8 @@ class RecordingMeter(Measure):
     def __init__(self, outputs: Outputs, stream: ClipStream):
         super().__init__(outputs)
         self._records = Clips(stream)
-        self.rows: list[tuple[str, str, int, list[float], list[float]]] = []
-        """Data set and key, label (-1 unknown), answers [O], then annotated units and affect (NaN
-        unknown): this rank's clips, then those of all ranks."""
+        self.rows: list[Row] = []
+        """This rank's clips, then those of all ranks."""
 
     def update(self, output: Tensor, batch: AnnotatedBatch) -> None:
         """Take in one micro-batch; arguments as in `Measure`."""
@@ -164,9 +162,25 @@ def in_words(result: dict[str, Any]) -> list[str]:
         parts.append(f"F1 of action units {result['units/f1']:.3f}")
     if "affect/ccc" in result:
         parts.append(f"concordance of valence and arousal {result['affect/ccc']:.3f}")
-    if result["privileged"]:
-        parts.append(f"PRIVILEGED: told {', '.join(result['privileged'])}")
-    return parts
+    return parts + cautions(result)
+
+
+def all_skipped(config: EvaluateConfig) -> bool:
+    """Whether ledgers name every clip of the split: there is nothing to measure."""
+    if not config.skip:
+        return False
+    found = check_shards(config)
+    rows = ((shard, i) for shard, n in enumerate(found.counts) for i in range(n))
+    return all(found.skips(shard, found.row(shard, i).key) for shard, i in rows)
+
+
+def unanswered(config: EvaluateConfig) -> dict[str, Any]:
+    """What is written and found where all clips are skipped: a table without rows, no figures."""
+    folder = Path(config.cluster.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    outputs = Predictor.load(config.model, device="cpu").config.outputs
+    write_rows(folder, outputs, [])
+    return dict.fromkeys(("war", "uar", "f1")) | {"clips": 0.0, "coverage": 0.0}
 
 
 def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
@@ -190,8 +204,8 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
             check_labels(stream.labels, outputs.labels)
         meter = RecordingMeter(outputs, stream)
         found = evaluate(task, stream, meter, context=context)
-    stamp = {"labels": list(outputs.labels), "privileged": privileged(predictor.config.encoder)}
-    result = {**stamp, **found}
+    how = stamp(config.model, predictor.config, config.split, payload["origin"])
+    result = how | found
     ledger = Path(config.cluster.output, "ledger.jsonl")
     with attached(payload, context, files=[ledger]) as tracker:
         tracker.log({f"{config.split or 'all'}/{name}": value for name, value in found.items()}, 0)
@@ -255,27 +269,4 @@ def write(meter: RecordingMeter, result: dict[str, Any], folder: Path) -> None:
     """`metrics.json`, with the confusion matrix of classes, and `predictions.csv`, a row a clip."""
     classes = {} if meter.classes is None else {"confusion": meter.classes.confusion.tolist()}
     write_json(folder / "metrics.json", {**result, **classes})
-    aside = folder / ".predictions.csv.writing"
-    with aside.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(columns(meter.outputs))
-        for dataset, key, label, answers, truth in meter.rows:
-            known = ["" if math.isnan(value) else f"{value:g}" for value in truth]
-            named = verdict(meter.outputs.labels, label, answers)
-            rows.writerow([dataset, key, *named, *(f"{value:.6f}" for value in answers), *known])
-    aside.replace(folder / "predictions.csv")
-
-
-def columns(outputs: Outputs) -> list[str]:
-    """Of `predictions.csv`: a class by its name, what is annotated with `true` before it."""
-    told = [*(f"unit {name}" for name in outputs.units), *(AFFECT if outputs.affect else ())]
-    classes = ["label", "prediction", *outputs.labels] if outputs.labels else []
-    return ["dataset", "key", *classes, *told, *(f"true {name}" for name in told)]
-
-
-def verdict(labels: Sequence[str], label: int, answers: Sequence[float]) -> list[str]:
-    """The true class, empty where unknown, and the likeliest; nothing where none is told."""
-    if not labels:
-        return []
-    best = max(range(len(labels)), key=answers.__getitem__)
-    return [labels[label] if label >= 0 else "", labels[best]]
+    write_rows(folder, meter.outputs, meter.rows)

@@ -14,10 +14,10 @@ import torch
 
 from finetune.best import Best
 from finetune.feeding import Known, check_labelled, class_counts, open_split, open_train, settle
+from finetune.history import record_of
 from finetune.models import build as build_network
 from finetune.models import start
 from finetune.models.configs import identity as network_identity
-from finetune.models.configs import privileged
 from finetune.predictor_package import package
 from finetune.recipes import RECIPES, FinetuneConfig
 from finetune.task import ClassifyTask
@@ -192,6 +192,13 @@ def publish(
         packed,
         name=config.tracking.register,
         alias=config.tracking.alias,
-        tags={"privileged": ", ".join(stamp)} if (stamp := privileged(config.encoder)) else {},
+        tags=tags_of(record_of(Path(summary["predictor"]))),
     )
     return {"model": version.uri}
+
+
+def tags_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """What a version says of itself in the registry: how its step was picked, and what it takes
+    from annotations where it is measured."""
+    told = record["privileged"]
+    return {"selection": record["selection"]} | ({"privileged": ", ".join(told)} if told else {})

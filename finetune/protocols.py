@@ -71,7 +71,7 @@ def build(config: ProtocolConfig, clips: Sequence[Clip]) -> Protocol:
 
     Raises Refused, and ValueError for settings that do not fit the clips.
     """
-    clips, notes, mapped = _labelled(config, clips)
+    clips, notes, mapped = labelled(config, clips)
     check_spelling(clips, _apart(config))
     tests, train_test, apart = _tests(config, clips)
     folds = tuple(_fold(config, name, test, clips, train_test) for name, test in tests.items())
@@ -83,7 +83,7 @@ def build(config: ProtocolConfig, clips: Sequence[Clip]) -> Protocol:
     return replace(made, notes=(*notes, *more), leaks=leaks)
 
 
-def _labelled(config: ProtocolConfig, clips: Sequence[Clip]) -> tuple[list[Clip], list[str], bool]:
+def labelled(config: ProtocolConfig, clips: Sequence[Clip]) -> tuple[list[Clip], list[str], bool]:
     """The clips that count, under the labels that count; notes; whether labels were changed."""
     notes: list[str] = []
     sets = {clip.dataset for clip in clips}

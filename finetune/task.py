@@ -5,7 +5,6 @@ at which rate. It knows no cluster and no files; networks are in `models/`, loss
 targets in `targets.py`, figures in `metrics.py` and `measure.py`.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -133,5 +132,4 @@ class ClassifyTask(nn.Module):
     def _directions(self, batch: ClipBatch) -> dict[str, Tensor]:
         """θ of every layer of Single-Orientation Attention, for each clip alike."""
         found = orientation_layers(self.model)
-        thetas = {name: layer.theta.detach()[0].remainder(math.pi) for name, layer in found}
-        return {f"theta/{name}": torch.stack([t] * len(batch)) for name, t in thetas.items()}
+        return {f"theta/{n}": torch.stack([soa.direction] * len(batch)) for n, soa in found}

@@ -35,7 +35,8 @@ from shards.index import (
     split_of,
     write_aside,
 )
-from shards.place import Remote, locate, open_whole
+from shards.patience import patiently
+from shards.place import DISK_PATIENCE, Remote, locate, open_whole
 from shards.schema import SCHEMA
 
 MANIFEST = "manifest.json"
@@ -156,9 +157,20 @@ class Manifest:
         except (ValueError, TypeError, RecursionError) as error:
             raise broken(self._index_path(i), f"({error})") from None
 
+    def index_lost(self, i: int, error: OSError) -> ManifestError:
+        """The ShardLost to raise where shard `i`'s index cannot be read."""
+        what = f"cannot be read ({error.strerror})"
+        return broken(self._index_path(i), what, kind=ShardLost)
+
     def _index_bytes(self, i: int) -> bytes:
-        with os.fdopen(self.open_index(i), "rb") as file:
-            return file.read()
+        def once() -> bytes:
+            with os.fdopen(self.open_index(i), "rb") as file:
+                return file.read()
+
+        try:
+            return patiently(once, str(self._index_path(i)), limit=DISK_PATIENCE)
+        except OSError as error:
+            raise self.index_lost(i, error) from error
 
     def _index_path(self, i: int) -> Path | Remote:
         return self.folder / index_name(self.shards[i].name)

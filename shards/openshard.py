@@ -14,6 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from shards.manifest import Manifest
+from shards.patience import patiently
+
+READ_PATIENCE = 10.0
+"""Seconds in which a fault of reading may pass: every sample of a broken disk costs them."""
 
 
 class OpenShard:
@@ -54,22 +58,32 @@ class OpenShard:
         """Of the index, of the shard's `sample`-th sample that belongs. Raises ShardLost,
         CacheError."""
         start, size = self._places[sample].tolist()
-        return self._read("index", self._manifest.open_index, size, start)
+        try:
+            return self._read("index", self._manifest.open_index, size, start)
+        except OSError as error:
+            raise self._manifest.index_lost(self._i, error) from error
 
     def video(self, size: int, offset: int) -> bytes:
         """Bytes of the tar, fewer where it ends before. Raises ShardLost, CacheError, OSError."""
         return self._read("tar", self._manifest.open_tar, size, offset)
 
     def _read(self, name: str, opened: Callable[[int], int], size: int, start: int) -> bytes:
-        if (file := self._open.get(name)) is None:
-            file = opened(self._i)
+        def once() -> bytes:
+            file = self._open.pop(name, None)
+            file = opened(self._i) if file is None else file
+            try:
+                data = os.pread(file, size, start)
+            except OSError:
+                os.close(file)  # of a network disk, it may have gone stale
+                raise
             if self._at_hand:
                 self._open[name] = file
-        try:
-            return os.pread(file, size, start)
-        finally:
-            if not self._at_hand:
+            else:
                 os.close(file)
+            return data
+
+        what = f"{name} of {self._manifest.shards[self._i].name}"
+        return patiently(once, what, limit=READ_PATIENCE)
 
     def __del__(self) -> None:
         for file in self.__dict__.get("_open", {}).values():

@@ -65,7 +65,8 @@ class Collection:
         skip: Skip | None = None,
     ):
         relabelled = None if chosen is None else chosen.classes
-        self._relabelled = relabelled is not None
+        self.relabelled = relabelled is not None
+        """Whether `chosen` has other labels than the shards."""
         self.labels = _common_labels(manifests) if relabelled is None else relabelled
         self.manifests = tuple(manifests)
         self.lost: dict[int, ShardLost] = dict(lost or {})
@@ -132,7 +133,7 @@ class Collection:
         except ShardLost as error:
             self.lost[shard] = self.unindexed[shard] = error
             raise
-        if not self._relabelled:
+        if not self.relabelled:
             return row
         at = int(self.classes[shard][sample])
         return replace(row, record=replace(row.record, label=self.labels[at] if at >= 0 else None))

@@ -68,7 +68,8 @@ def open_clips(
         lost: as for `open_collection`, where there is none.
 
     Raises ManifestError where a folder is not what was ingested, and ValueError where the numbers
-    do not divide, labels differ, or no sample is left. Both say what to change.
+    do not divide, labels differ, votes are for other labels, or no sample is left. Both say what to
+    change.
     """
     check_world(world, data.streams)
     collection = collection or open_collection(data, lost=lost)
@@ -82,6 +83,11 @@ def open_clips(
         balance=_balance(data, collection) if train else None,
     )
     check_micro_batch(micro_batch, global_batch, world)
+    if "votes" in data.extra and collection.relabelled:
+        raise ValueError(
+            f"data.extra votes (losses.votes) are votes for the labels in the shards, which the "
+            f"column label of {data.splits} replaces: leave one of the two out"
+        )
     if "subject" in data.extra:
         what = "data.extra subject needs the subjects of every clip"
         check_indexed(collection, what, without="leave it out of data.extra")

@@ -150,9 +150,9 @@ class SingleOrientationAttention(nn.Module):
         return 4.0 * spread + 4.0 * hidden * channels * self.bins
 
     @property
-    def direction(self) -> float:
-        """θ modulo π, in radians, to log."""
-        return float(self.theta.detach()[0]) % pi
+    def direction(self) -> Tensor:
+        """θ modulo π, in radians, a scalar to log."""
+        return self.theta.detach()[0].remainder(pi)
 
     def _weights(self) -> Tensor:
         theta = self.theta[0] if self.theta.dtype == torch.float64 else self.theta[0].float()
@@ -200,11 +200,6 @@ class TokenOrientationAttention(nn.Module):
     def flops(self) -> float:
         """Of one clip."""
         return self.frames * self.soa.flops()
-
-
-def directions(module: nn.Module) -> dict[str, float]:
-    """θ modulo π of every layer of Single-Orientation Attention in `module`, by name, to log."""
-    return {name: soa.direction for name, soa in orientation_layers(module)}
 
 
 def orientation_layers(module: nn.Module) -> list[tuple[str, SingleOrientationAttention]]:

@@ -7,7 +7,7 @@ confusion matrix a probe, and the run in MLflow. The loop is `launch/engine.py`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import tyro
 
+from finetune.history import cautions, fine_tuned, record_of, shared_shards
 from finetune.inputs import carrying
 from finetune.models.configs import privileged
 from finetune.outputs import Outputs
@@ -38,6 +39,7 @@ from shards.ledger import Ledger
 from shards.presence import Lost
 from shards.reader import Collection
 from shards.stream import ClipStream, DataConfig, TooManyFailures, open_clips, open_collection
+from shards.wording import few
 from shards.workers import WorkerDied
 
 
@@ -158,8 +160,8 @@ def tell(result: dict[str, Any], output: Path) -> None:
             f"chance {1 / len(result['labels']):.1%}; always the commonest "
             f"{result['commonest']:.1%} accuracy"
         )
-    if result["privileged"]:
-        print(f"PRIVILEGED: told {', '.join(result['privileged'])}")
+    for caution in cautions(result):
+        print(caution)
     if result.get("shared_subjects"):
         print(f"warning: {result['shared_subjects']} subjects are in both splits")
     print(output)
@@ -186,7 +188,8 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
             if meter.table is not None:
                 tables[name] = meter.table
     stamp = {"labels": list(labels), "privileged": privileged(network.config)}
-    result: dict[str, Any] = {**stamp, "read": read, "probes": {}}
+    leaks = [] if config.random else trained_with_labels(Path(config.model), payload["origin"])
+    result: dict[str, Any] = {**stamp, "leaks": leaks, "read": read, "probes": {}}
     with attached(payload, context, files=[ledger.path]) as tracker:
         if context.rank == 0:
             joined(list(tables.values())).write(output / "features.parquet")
@@ -202,6 +205,15 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
                 )
             record(config, result, output, tracker)
     return result
+
+
+def trained_with_labels(model: Path, origin: Mapping[str, str]) -> list[str]:
+    """A warning where the encoder was fine-tuned on shards that are probed: it may know labels of
+    the clips that it is measured on."""
+    record = record_of(model)
+    seen = shared_shards(record, origin) if fine_tuned(record) else []
+    places = few([origin[f"input.{name}.path"] for name in seen])
+    return [f"the encoder was fine-tuned on {places}"] if seen else []
 
 
 def open_split(

@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 
 from finetune.evaluation import EvaluateConfig, check_labels, data_of, located
-from finetune.models.configs import privileged
+from finetune.history import cautions, stamp
 from finetune.predictor import Predictor
 from finetune.probes.manipulations import AS_IS
 from finetune.probes.picture import draw
@@ -84,8 +84,9 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         check_labels(labels, predictor.config.labels)
         meter = TemporalMeter(stream, task)
         found = evaluate(task, stream, meter, context=context)
-    stamp = {"labels": list(labels), "privileged": privileged(predictor.config.encoder)}
-    result: dict[str, Any] = {**stamp, **found}
+    result: dict[str, Any] = (
+        stamp(config.model, predictor.config, config.split, payload["origin"]) | found
+    )
     with attached(payload, context, files=[ledger.path]) as tracker:
         if meter.rows is not None:
             result |= report(meter.rows, task, classes=len(labels), seed=config.seed)
@@ -127,8 +128,8 @@ def tell(result: dict[str, Any]) -> None:
         f"{result['clips']:.0f} clips ({result['coverage']:.1%} read), as they are: accuracy "
         f"{as_is['war']:.1%}, mean recall {as_is['uar']:.1%}, UF1 {as_is['uf1']:.3f}"
     )
-    if result["privileged"]:
-        print(f"PRIVILEGED: told {', '.join(result['privileged'])}")
+    for caution in cautions(result):
+        print(caution)
     for name, cost in result["manipulations"].items():
         if not cost["clips"]:
             print(f"  {name}: no clip allows it (it needs annotated marks, and frames outside)")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import FinetuneConfig
-from finetune.protocols import build
+from finetune.protocols import build, labelled
 from finetune.recipes import RECIPES
 from finetune.study.cohort import open_folders, read_clips
 from finetune.study.config import StudyConfig
@@ -99,10 +99,19 @@ def prepare(config: StudyConfig) -> tuple[Protocol, dict[str, Any]]:
     """The folds, proved and free of leaks, and the manifests that they come from."""
     manifests = open_folders(config.finetune.data)
     clips = read_clips(manifests)
+    plan = replace(config.plan, **_validation(config))
     notes: list[str] = []
     if config.drop_duplicates:
-        clips, notes = without_duplicates(clips, manifests)
-    made = build(replace(config.plan, **_validation(config)), clips)
+        counted, *_ = labelled(plan, clips)
+        kept, notes = without_duplicates(counted, manifests)
+        gone = {clip.id for clip in counted} - {clip.id for clip in kept}
+        clips = [clip for clip in clips if clip.id not in gone]
+    made = build(plan, clips)
+    if made.mapped and config.finetune.losses.votes:
+        raise Refused(
+            "losses.votes are votes for the labels in the shards, and this study calls them "
+            "otherwise (--classes, --rename, composite, lodo): set --losses.votes False"
+        )
     if not made.mapped and len({manifest.labels for manifest in manifests}) > 1:
         each = "; ".join(", ".join(manifest.labels) for manifest in manifests)
         raise Refused(

@@ -131,22 +131,22 @@ def _tested(
     name = f"test-{selected}"
     # A training with workers of its own left this process without CPU and GPU.
     workers = min(1, config.cluster.workers)
-    found = evaluation.run(
-        EvaluateConfig(
-            model=str(run / selected),
-            shards=config.data.shards,
-            splits=config.data.splits,
-            split="test",
-            batch=config.run.micro_batch,
-            loader_workers=config.data.loader_workers,
-            max_failed_share=config.data.max_failed_share,
-            skip=config.data.skip,
-            cache=config.data.cache,
-            cache_gb=config.data.cache_gb,
-            cluster=replace(config.cluster, workers=workers, output=str(run.parent / name)),
-            tracking=replace(config.tracking, run_name=f"{config.tracking.run_name} {name}"),
-        )
+    asked = EvaluateConfig(
+        model=str(run / selected),
+        shards=config.data.shards,
+        splits=config.data.splits,
+        split="test",
+        batch=config.run.micro_batch,
+        loader_workers=config.data.loader_workers,
+        max_failed_share=config.data.max_failed_share,
+        skip=config.data.skip,
+        cache=config.data.cache,
+        cache_gb=config.data.cache_gb,
+        cluster=replace(config.cluster, workers=workers, output=str(run.parent / name)),
+        tracking=replace(config.tracking, run_name=f"{config.tracking.run_name} {name}"),
     )
+    skipped = evaluation.all_skipped(asked)
+    found = evaluation.unanswered(asked) if skipped else evaluation.run(asked)
     stamp = Stamp(
         protocol=payload["protocol"],
         fold=payload["fold"],

@@ -9,7 +9,6 @@ recording is not found.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from finetune.history import fine_tuned, record_of, shared_shards
 from finetune.study.cohort import Clip, Group
 from finetune.study.folds import Fold, Protocol, Refused
 from shards.manifest import Manifest
@@ -78,8 +78,20 @@ def tells_label(clips: Sequence[Clip], names: Sequence[str]) -> Told | None:
     Either a name holds the word of a class and that is mostly the clip's own, or one part of the
     names, by its place from the front or the back, has few values and tells the label of nearly
     every clip from the other clips with that value (1001_DFA_ANG_XX: the third). Where a study
-    renames labels, names may tell either.
+    renames labels, names may tell either. Data sets are looked at together and one by one: each
+    names its files in its own way.
     """
+    sets = sorted({clip.dataset for clip in clips})
+    alone = [(s,) for s in sets] if len(sets) > 1 else []
+    for some in (sets, *alone):
+        chosen = [(c, n) for c, n in zip(clips, names, strict=True) if c.dataset in some]
+        if told := _told_by([c for c, _ in chosen], [n for _, n in chosen]):
+            return told
+    return None
+
+
+def _told_by(clips: Sequence[Clip], names: Sequence[str]) -> Told | None:
+    """The same, of names that are made alike."""
     parts = [words(name) for name in names]
     ours = tuple(clip.label or "" for clip in clips)
     theirs = tuple(clip.stored or clip.label or "" for clip in clips)
@@ -167,43 +179,51 @@ def check_weights(
 ) -> Protocol:
     """The protocol with a note where initial weights have seen the study's shards.
 
-    By the hashes of manifests in the weights' own record: shards that were ingested again, and what
-    these weights were started from, are not found. Refuses weights that were fine-tuned on them.
+    Refuses weights that were fine-tuned on them. What is not found: see `finetune.history`.
 
     Args:
         init: a folder that a run of ours wrote or registered, or a file.
         origin: the study's, with `input.manifest_N.sha256`.
         allowed: the weights may be fine-tuned on these shards; every table says so.
     """
-    ours = {v: k.split(".")[1] for k, v in origin.items() if re.match(r"input\.manifest_.*sha", k)}
-    for file in (*init.glob("provenance.json"), *init.glob("artifacts/*/provenance.json")):
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-        seen = sorted({ours[v] for v in map(str, theirs.values()) if v in ours})
-        if seen and "selection" not in theirs:
-            note = f"initial weights were pretrained on these shards, without labels: {few(seen)}"
-            return replace(made, notes=(*made.notes, note))
-        if seen and not allowed:
-            raise Refused(
-                f"{init} was fine-tuned on {few(seen)} of this study: it may know the labels that "
-                "folds test. Start from a pretrained encoder, or --init None; where it saw no clip "
-                "that is tested, --allow_trained_init goes on and says it in every table"
-            )
-        if seen:
-            told = "initial weights were fine-tuned on these shards"
-            return replace(made, leaks=(*made.leaks, told))
-    return made
+    record = record_of(init)
+    if not (seen := shared_shards(record, origin)):
+        return made
+    if not fine_tuned(record):
+        note = f"initial weights were pretrained on these shards, without labels: {few(seen)}"
+        return replace(made, notes=(*made.notes, note))
+    if not allowed:
+        raise Refused(
+            f"{init} was fine-tuned on {few(seen)} of this study: it may know the labels that "
+            "folds test. Start from a pretrained encoder, or --init None; where it saw no clip "
+            "that is tested, --allow_trained_init goes on and says it in every table"
+        )
+    told = "initial weights were fine-tuned on these shards"
+    return replace(made, leaks=(*made.leaks, told))
 
 
 def without_duplicates(
     clips: Sequence[Clip], manifests: Sequence[Manifest]
 ) -> tuple[list[Clip], list[str]]:
-    """The first of every group of equal videos; a note on the others."""
-    gone = {clip.id for group in duplicates(clips, manifests) for clip in group[1:]}
+    """The first of every group of equal videos; a note on the others, and on other labels among
+    them.
+
+    Args:
+        clips: those that count under the study's labels, so that none gives way to one that does
+            not.
+    """
+    twins = duplicates(clips, manifests)
+    gone = {clip.id for group in twins for clip in group[1:]}
     if not gone:
         return list(clips), []
     names = [clip.name for clip in clips if clip.id in gone]
-    note = f"{count(len(gone), 'clip')} left out that repeat another: {few(names)}"
-    return [clip for clip in clips if clip.id not in gone], [note]
+    notes = [f"{count(len(gone), 'clip')} left out that repeat another: {few(names)}"]
+    torn = [group for group in twins if len({clip.label for clip in group}) > 1]
+    if torn:
+        named = few([f"{clip.name} ({clip.label})" for group in torn for clip in group])
+        what = f"{count(len(torn), 'video')} with two labels, of which the first counts"
+        notes.append(f"{what}: {named}")
+    return [clip for clip in clips if clip.id not in gone], notes
 
 
 def duplicates(clips: Iterable[Clip], manifests: Sequence[Manifest]) -> list[list[Clip]]:

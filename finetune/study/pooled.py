@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finetune.bootstrap import COVER, DRAWS, draws, figures_of
+from finetune.bootstrap import figures_interval
 from finetune.metrics import figures
 
-PART = 100  # draws at once: tens of thousands of units fit in memory
 FIGURES = {"uf1": "f1", "uar": "uar", "war": "war"}
 """Unweighted F1, unweighted average recall, accuracy; and what `metrics.figures` calls them."""
 
@@ -82,24 +80,12 @@ def intervals(
     answers: Sequence[Answer], labels: Sequence[str], *, seed: int
 ) -> dict[str, list[float] | None]:
     """[low, high] of the bootstrap interval of each figure, see `pool`; None for a single unit."""
-    each = np.stack(
-        [
-            confusion_of(list(mine), labels).reshape(-1)
-            for _, mine in groupby(sorted(answers, key=_unit), key=_unit)
-        ]
-    )
-    each = each[each.any(1)].astype(np.float64)  # [units, C · C], of those with an answer
-    if len(each) < 2:
-        return dict.fromkeys(FIGURES)
-    whole, some = each.sum(0).reshape(len(labels), len(labels)), []
-    for part in range(DRAWS // PART):
-        times = draws(len(each), seed=seed * DRAWS + part, count=PART)
-        some.append(figures_of((times @ each).reshape(PART, *whole.shape), whole=whole))
-    ends = [(1 - COVER) / 2, (1 + COVER) / 2]
-    return {
-        name: np.quantile(np.concatenate([one[theirs] for one in some]), ends).tolist()
-        for name, theirs in FIGURES.items()
-    }
+    known = [(a.unit, a.label, a.prediction) for a in answers if a.prediction is not None]
+    units, *pairs = zip(*sorted(known), strict=True)
+    at = {label: i for i, label in enumerate(labels)}
+    truth, told = (np.array([at[label] for label in each]) for each in pairs)
+    found = figures_interval(truth, told, units, classes=len(labels), seed=seed)
+    return {name: found[theirs].ends for name, theirs in FIGURES.items()}
 
 
 def by_fold(answers: Sequence[Answer], labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -144,10 +130,6 @@ def _commonest(matrix: NDArray[np.int64], labels: Sequence[str]) -> dict[str, An
     same = np.zeros_like(matrix)
     same[:, at] = matrix.sum(1)
     return {"label": labels[at], **_short(figures(torch.from_numpy(same), labels))}
-
-
-def _unit(answer: Answer) -> str:
-    return answer.unit
 
 
 def _short(found: dict[str, float]) -> dict[str, float]:

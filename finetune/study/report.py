@@ -108,7 +108,7 @@ def _check_untouched(study: Study, rows: Sequence[Mapping[str, Any]], at: int) -
         name, own = row["fold"], _result(fold, at)
         if own["stamp"]["splits"] != study.splits[name]:
             wrong = "was made with another split file"
-        elif any(abs(row[theirs] - own[ours]) > 1e-9 for theirs, ours in FIGURES.items()):
+        elif any(_differ(row.get(theirs), own[ours]) for theirs, ours in FIGURES.items()):
             wrong = f"has answers in test-{own['predictor']} that do not give its figures"
         else:
             continue
@@ -117,6 +117,11 @@ def _check_untouched(study: Study, rows: Sequence[Mapping[str, Any]], at: int) -
             f"{folder} {wrong}: something in it was changed; delete it, and the same command runs "
             "that fold again"
         )
+
+
+def _differ(one: float | None, other: float | None) -> bool:
+    """Of figures; None where no clip was answered."""
+    return one != other if one is None or other is None else abs(one - other) > 1e-9
 
 
 def _result(fold: Mapping[str, Any], at: int) -> Mapping[str, Any]:

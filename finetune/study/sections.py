@@ -33,6 +33,9 @@ def sections(results: Mapping[str, Any]) -> list[Section]:
     return [
         Section("What all folds say together", _about(protocol, pooled[0]), *_pooled(pooled)),
         Section("Recall of each class", "", *_recalls(pooled)),
+        Section(
+            "Confusion", "Clips by what they are (rows) and the answer.", *_confusion(pooled[0])
+        ),
         *_means(pooled),
         Section("Folds", "", *_folds(results["folds"])),
         *_subjects(results["subjects"], pooled[0]),
@@ -73,10 +76,19 @@ def _pooled(pooled: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[li
 def _recalls(pooled: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
     labels = list(pooled[0]["recall"])
     rows = [
-        [words(one["stamp"]), *(f"{one['recall'].get(label, 0):.1%}" for label in labels)]
+        [words(one["stamp"]), *(_percent(one["recall"].get(label)) for label in labels)]
         for one in pooled
     ]
     return ("selection", *labels), rows
+
+
+def _confusion(first: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
+    labels = first["labels"]
+    rows = [
+        [label, *(f"{n:,}" for n in counts)]
+        for label, counts in zip(labels, first["confusion"], strict=True)
+    ]
+    return (words(first["stamp"]), *labels), rows
 
 
 def _means(pooled: Sequence[Mapping[str, Any]]) -> list[Section]:

@@ -94,6 +94,8 @@ def _told(job: Job) -> str:
     took = duration(job.seconds)
     if job.status == "done" and job.result:
         row = job.result["results"][0]
+        if row["uar"] is None:
+            return f"done, no clip answered: ledgers name all ({took})"
         return f"done, UAR {row['uar']:.1%}, WAR {row['war']:.1%} ({took})"
     if job.status == "running":
         return f"running, attempt {job.attempts}" if job.attempts > 1 else "running"

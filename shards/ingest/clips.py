@@ -239,22 +239,23 @@ def pictures(
     source: Source, plans: list[Plan], settings: IngestSettings
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The second pass: (number of the plan, uint8 [size, size, 3]) of every frame of every clip."""
-    remaining = iter(enumerate(plans))
-    number, current = next(remaining)
+    changed = Rejected("decodes differently each time", "convert it to H.264 with ffmpeg")
+    number, given = 0, 0
     with source.open(settings) as video:
         for picture in video.pictures():
-            shown = int((current.cut.frames == picture.number).sum())
-            if shown:
+            # A picture that is shown twice may end one clip and begin the next.
+            while shown := int((plans[number].cut.frames == picture.number).sum()):
                 if picture.run is None:
-                    raise Rejected(
-                        "decodes differently each time", "convert it to H.264 with ffmpeg"
-                    )
+                    raise changed
+                current = plans[number]
                 upright = np.rot90(picture.rgb(), current.turn)
                 cropped = faces.crop(upright, current.box, settings.size)
                 for _ in range(shown):
                     yield number, cropped
-            if picture.number >= current.cut.frames[-1]:
-                number, current = next(remaining, (number, None))  # type: ignore[assignment]
-                if current is None:
+                given += shown
+                if given < len(current.cut.frames):
+                    break
+                number, given = number + 1, 0
+                if number == len(plans):
                     return
-    raise Rejected("decodes differently each time", "convert it to H.264 with ffmpeg")
+    raise changed

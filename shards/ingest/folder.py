@@ -21,6 +21,7 @@ import av.logging
 from av import VideoCodecContext
 from av.error import FFmpegError
 
+from shards.ingest import storage
 from shards.ingest.numbering import FrameFolder, check_missing, choose
 from shards.ingest.picture import Canvas
 from shards.ingest.read import ERROR, NO_MEMORY, Picture, Video
@@ -106,6 +107,7 @@ class PictureFolder:
             with path.open("rb") as file:
                 data = file.read(LARGEST_PICTURE + 1)
         except OSError as error:
+            storage.check(error)
             raise Rejected(
                 f"{name} cannot be read ({error.strerror})", "check its rights"
             ) from None

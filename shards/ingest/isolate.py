@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Any
 
 from shards.ingest.settings import IngestSettings, Rejected
+from shards.ingest.storage import StorageFault, begins
+from shards.patience import patiently
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTS_WITHIN = 120.0
@@ -26,6 +28,9 @@ RESULT = "result.json"
 FRAMES = "frames.npy"
 STDERR = "stderr.txt"
 DISK_FULL_EXIT = 28
+STORAGE_EXIT = 74
+PATIENCE = 300.0
+"""Seconds in which a fault of the storage, or of this machine, may pass."""
 
 
 def job(
@@ -53,8 +58,26 @@ class Sandbox:
         """Memory of the last job's process."""
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The job's result (see `work.perform`). Raises Rejected; OSError if the disk is full."""
+        """The job's result (see `work.perform`), tried again where something failed that is no
+        fault of the video and may pass.
+
+        Raises Rejected; OSError if the disk is full, or if the videos' storage or the processes
+        here fail for longer than PATIENCE.
+        """
+        source = Path(job["source"])
+        try:
+            return patiently(lambda: self._result(job), str(source), limit=PATIENCE)
+        except OSError as error:
+            if isinstance(error.__cause__, StorageFault) and begins(source):
+                raise Rejected(
+                    f"a part of it cannot be read ({error.strerror})", "copy it from its source"
+                ) from None
+            raise
+
+    def _result(self, job: dict[str, Any]) -> dict[str, Any]:
         answer = self._ask(job)
+        if answer["code"] == -signal.SIGKILL and not answer["timed_out"]:
+            answer = self._ask(job)  # the system lacked memory, which others may have taken
         self.peak_bytes = answer["peak_bytes"]
         if answer["timed_out"]:
             raise Rejected(
@@ -64,6 +87,8 @@ class Sandbox:
         if answer["code"] == DISK_FULL_EXIT:
             said = _last_words(Path(job["out"])) or f"no room at {job['out']}; make room"
             raise OSError(errno.ENOSPC, said)
+        if answer["code"] == STORAGE_EXIT:
+            raise StorageFault(errno.EIO, _last_words(Path(job["out"])) or "cannot be read")
         if answer["code"] != 0:
             raise _died(answer["code"], Path(job["out"]))
         result = json.loads((Path(job["out"]) / RESULT).read_text())
@@ -82,7 +107,11 @@ class Sandbox:
             line = b""
         if not line:
             self._end()
-            raise RuntimeError("the process that decodes videos ended; see the messages above")
+            raise OSError(
+                errno.EAGAIN,
+                "the process that decodes videos ended: it lacked memory or processes (see the "
+                "messages above); use fewer --jobs",
+            )
         return json.loads(line)
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -137,7 +166,9 @@ def _died(code: int, out: Path) -> Rejected:
     if code < 0:
         name = signal.Signals(-code).name
         hint = {"SIGKILL": " (out of memory?)", "SIGXCPU": " (took too long)"}.get(name, "")
-        return Rejected(f"its process died of {name}{hint}", "convert it to H.264 with ffmpeg")
+        less = "use fewer --jobs or a lower --memory-limit-gib"
+        action = less if name == "SIGKILL" else "convert it to H.264 with ffmpeg"
+        return Rejected(f"its process died of {name}{hint}", action)
     said = _last_words(out) or f"exit code {code}"
     return Rejected(f"cannot be processed ({said:.200})", "convert it to H.264 with ffmpeg")
 

@@ -22,6 +22,7 @@ from av.error import EOFError as EndOfFile
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
+from shards.ingest import storage
 from shards.ingest.picture import Canvas, Deinterlacer
 from shards.ingest.settings import Rejected
 
@@ -176,7 +177,9 @@ class Video:
                 # An empty packet with a time (Theora) shows the frame before it for longer.
         except MemoryError:
             raise
-        except FFmpegError:
+        except FFmpegError as error:
+            if error.errno in storage.PASSING:
+                storage.check_bytes(self.path)
             self._soundness.damaged()
         yield None
 
@@ -217,6 +220,7 @@ def _why_not(path: Path, error: Exception, log: list[tuple[int, str, str]]) -> R
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as unreadable:
+        storage.check(unreadable)
         return Rejected(f"cannot be read ({unreadable.strerror})", "check the path and its rights")
     if not head:
         return Rejected("the file is empty", "copy it again from its source")

@@ -24,7 +24,8 @@ from typing import Any
 
 from shards.ingest import work
 from shards.ingest.detect import detector
-from shards.ingest.isolate import DISK_FULL_EXIT, STDERR
+from shards.ingest.isolate import DISK_FULL_EXIT, STDERR, STORAGE_EXIT
+from shards.ingest.storage import PASSING
 from shards.ingest.write import DiskFull
 
 LARGEST_FILE = 16 << 30
@@ -102,9 +103,13 @@ def _child(job: dict[str, Any]) -> None:
     except DiskFull as error:
         code = DISK_FULL_EXIT
         print(error.strerror, file=sys.stderr, flush=True)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in PASSING:
+            code = STORAGE_EXIT
+            print(error.strerror, file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
+            sys.stderr.flush()
     finally:
         os._exit(code)
 

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from finetune.bootstrap import figures_interval, figures_of, paired_differences
+from finetune.bootstrap import (
+    figures_interval,
+    figures_of,
+    mean_interval,
+    paired_differences,
+    turns,
+)
 from finetune.study.pooled import Answer, pool
 
 LABELS = ("a", "b", "c")
@@ -67,3 +73,23 @@ def test_several_trainings_are_averaged_and_drawn_too():
     assert shifted.value == pytest.approx(0) and shifted.low < -0.05 and shifted.high > 0.05
     alike = paired_differences(truth, good, good, people, classes=3, seed=0)["f1"]
     assert alike == (0, 0, 0)
+
+
+def test_the_mean_over_trainings_varies_as_much_as_trainings_say():
+    """The variance of a mean of R is s² / R, also where R is 3."""
+    shares = turns(3, seed=0)
+    values = np.array([1.0, 2.0, 6.0])
+    assert shares.sum(1) == pytest.approx(1) and set(shares.flat) <= {0, 0.5, 1}
+    assert (shares @ values).var() == pytest.approx(values.var(ddof=1) / 3, rel=0.1)
+    assert set(turns(1, seed=0).flat) == {1.0}
+
+
+def test_intervals_over_few_trainings_hold_the_truth_nearly_as_often_as_they_say():
+    rng, people = np.random.default_rng(1), list(range(20))
+    covered = 0
+    for trial in range(100):
+        values = rng.normal(size=(5, 1)) + 0.01 * rng.normal(size=(5, 20))
+        found = mean_interval(values, people, seed=trial)
+        assert found.value == pytest.approx(values.mean())
+        covered += found.low <= 0 <= found.high
+    assert 80 <= covered <= 96

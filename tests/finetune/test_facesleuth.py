@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.models.configs import predicted_units, privileged, unanswerable
 from finetune.models.facesleuth import FaceSleuth, FaceSleuthConfig
-from finetune.models.soa import SoaConfig, directions, orientation_layers
+from finetune.models.soa import SoaConfig, orientation_layers
 from finetune.models.windows import WindowAttention, WindowTransformer
 from launch.parameters import decay_groups
 from mira.blocks import Attention
@@ -103,7 +103,8 @@ def test_every_direction_has_its_own_rate_and_no_decay():
     own = [g for g in groups if g["lr_scale"] == 10.0]
     assert len(own) == 1 and own[0]["weight_decay"] == 0.0
     assert all(p is q for p, q in zip(own[0]["params"], thetas, strict=True))
-    assert directions(model) == pytest.approx({f"motion.{i}.soa": pi / 4 for i in range(3)})
+    thetas = {name: float(soa.direction) for name, soa in orientation_layers(model)}
+    assert thetas == pytest.approx({f"motion.{i}.soa": pi / 4 for i in range(3)})
     fixed = network(soa=SoaConfig(theta=pi / 2, learned=False))
     assert fixed.rate_scales() == {}
     fixed(pairs()).sum().backward()

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.models.class_tokens import ClassAttention, Exchange, class_share
 from finetune.models.hsta import Hsta, HstaConfig
-from finetune.models.pairs import onset_apex, split_pair
+from finetune.models.pairs import split_pair
 from launch.parameters import decay_groups
 from mira import MiraConstants
 from mira.blocks import Attention
@@ -91,16 +91,11 @@ def test_clips_do_not_affect_one_another():
     torch.testing.assert_close(model(x)[1:2], model(x[1:2]))
 
 
-def test_the_pair_may_come_with_the_clip_beside_it_or_from_its_frames():
+def test_the_pair_may_come_with_the_clip_or_beside_it():
     model, x = network().eval(), clips()
     clip, pair = split_pair(x)
     assert clip.shape[2] == 6 and torch.equal(pair[:, :, 1], x[:, :, 7])
     torch.testing.assert_close(model(clip, pair), model(x))
-    onset, apex = torch.tensor([0, 2]), torch.tensor([5, 3])
-    picked = onset_apex(clip, onset, apex)
-    assert torch.equal(picked[0], clip[0][:, [0, 5]]) and torch.equal(picked[1], clip[1][:, [2, 3]])
-    with pytest.raises(ValueError, match="positions in 0 … 5"):
-        onset_apex(clip, torch.tensor([-1, 0]), apex)
     with pytest.raises(ValueError, match="onset and apex behind"):
         split_pair(clip[:, :, :1])
 

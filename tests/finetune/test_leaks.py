@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.protocols import ProtocolConfig, build
+from finetune.protocols import ProtocolConfig, build, labelled
 from finetune.study.cohort import Clip, read_clips
 from finetune.study.folds import Refused
 from finetune.study.leaks import (
@@ -128,6 +128,20 @@ def test_a_repetition_on_one_side_is_told_and_can_be_dropped(tmp_path):
     assert [clip.key for clip in kept] == [f"c{n}" for n in range(6)]
     assert notes == ["1 clip left out that repeat another: c6"]
     assert without_duplicates(kept, [manifest]) == (kept, [])
+
+
+def test_a_video_that_counts_does_not_give_way_to_one_that_does_not(tmp_path):
+    """c0 repeats c3 under a label that the study drops; c6 repeats c1 as another class."""
+    samples = people()
+    samples = changed(samples, 0, data=samples[3][2], label="others")
+    samples.append(("c6", samples[1][1] | {"label": samples[2][1]["label"]}, samples[1][2]))
+    manifest = folder(tmp_path / "s", samples)
+    plan = replace(LOSO, rename=("others=",))
+    counted, *_ = labelled(plan, read_clips([manifest]))
+    kept, notes = without_duplicates(counted, [manifest])
+    assert [clip.key for clip in kept] == [f"c{n}" for n in range(1, 6)]
+    assert notes[0] == "1 clip left out that repeat another: c6"
+    assert notes[1].startswith("1 video with two labels, of which the first counts: c1 (")
 
 
 def test_folders_that_hold_one_clip_under_one_name_are_refused(tmp_path):

@@ -156,6 +156,8 @@ def test_annotated_units_as_an_input_are_stamped_everywhere(place, video):
     assert found["privileged"] == written["privileged"] == told
     version = connect(summary["tracking_uri"]).get_model_version("told", "1")
     assert version.tags["privileged"] == "onset and apex, action_units"
+    picked = load_artifact(summary["predictor"]).provenance["selection"]
+    assert version.tags["selection"] == found["selection"] == written["selection"] == picked
     [answer] = Predictor.load(summary["predictor"], device="cpu").predict([video])
     assert "takes action_units as an input, which no video shows" in answer.reason
     for name, given in (("hsta", ["onset and apex"]), ("orientation", [])):
@@ -174,7 +176,10 @@ def test_units_and_affect_are_learnt_without_labels(place):
     assert origin["selection"] == "best units/f1 on test"
     assert {"test/units/f1", "test/affect/ccc", "test/clips"} <= set(summary["metrics"])
     assert "test/war" not in summary["metrics"] and summary["metrics"]["test/clips"] == 4
-    evaluation.run(measuring(place, summary["predictor"], "affect_measured", shards=(str(shards),)))
+    found = evaluation.run(
+        measuring(place, summary["predictor"], "affect_measured", shards=(str(shards),))
+    )
+    assert found["leaks"] == ["the step was selected on these clips (best units/f1 on test)"]
     with (place / "affect_measured/predictions.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert len(table) == 4 and "label" not in table[0] and "prediction" not in table[0]

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from finetune import job as finetuning_job
+from finetune.losses import LossesConfig
 from finetune.protocols import ProtocolConfig
 from finetune.study import driver, table
 from finetune.study.config import StudyConfig
@@ -245,6 +246,30 @@ def test_clips_that_a_ledger_names_do_not_fail_the_test_of_a_small_fold(tmp_path
         results = driver.run(replace(config, finetune=replace(config.finetune, data=data)))
     first = results["pooled"][0]
     assert (first["clips"], first["answered"]) == (8, 7)
+
+
+def test_a_fold_without_a_readable_clip_is_told_and_the_study_ends(tmp_path, uri):
+    """All of one person is torn: the ledger names it, and the others have their figures."""
+    manifest = stripy(tmp_path / "shards", people=3)
+    config = config_of(tmp_path / "shards", tmp_path / "out", uri, run={"steps": 1})
+    config = replace(config, select_last=True)
+    made, _ = driver.prepare(config)
+    known = tmp_path / "known.jsonl"
+    for clip in made.folds[1].test:
+        spoil(tmp_path / "shards", clip.key)
+        torn = Failure("shard", clip.key, "torn", 0, sha256=manifest.shards[0].sha256)
+        Ledger(known).add(torn)
+    data = replace(config.finetune.data, skip=(str(known),))
+    config = replace(config, finetune=replace(config.finetune, data=data))
+    with here():
+        results = driver.run(config)
+    first, torn = results["pooled"][0], results["folds"][1]
+    assert (first["clips"], first["answered"]) == (12, 8)
+    assert (torn["answered"], torn["clips"]) == (0, 4) and "uf1" not in torn
+    text = markdown("t", sections(results))
+    assert "| – | – | – | 0 of 4 |" in text
+    with here() as ran:
+        assert driver.run(config)["pooled"] == results["pooled"] and ran == []
 
 
 # --- what is run again ------------------------------------------------------------------------
@@ -570,6 +595,16 @@ def test_weights_that_were_trained_on_the_tested_clips_are_refused_or_told(done,
     (other / "provenance.json").write_text(json.dumps(strange))
     made = check_weights(plain, other, results["origin"], allowed=False)
     assert made == plain
+
+
+def test_votes_for_labels_that_a_study_renames_are_refused(done, tmp_path):
+    config = copy_of(done, tmp_path)
+    voting = replace(config.finetune, losses=LossesConfig(votes=True))
+    driver.prepare(replace(config, finetune=voting))  # under their own names they are right
+    old = Manifest.open(config.finetune.data.shards[0]).labels[0]
+    plan = replace(config.plan, rename=(f"{old}=another",))
+    with pytest.raises(Refused, match="losses.votes are votes for the labels in the shards"):
+        driver.prepare(replace(config, finetune=voting, plan=plan))
 
 
 def test_the_rule_comes_from_what_the_weights_say_of_themselves():

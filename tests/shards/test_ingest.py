@@ -417,7 +417,7 @@ def test_closing_a_sandbox_ends_its_processes():
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     with pytest.raises(RuntimeError, match="closed"):
-        sandbox.run({})
+        sandbox.run({"source": "v.mp4"})
 
 
 def test_extract_face_takes_bytes_and_names_a_missing_file(tmp_path):
@@ -465,6 +465,21 @@ def test_a_folder_becomes_shards_with_records(shards, videos):
     assert (second.path, second.fps, second.num_frames) == ("b/a.mkv", 30, 50)
     assert (last.num_frames, last.track.start) == (30, 4.0)
     assert shards.notes == ("left alone, as no videos by their suffixes: 1 file",)
+
+
+@pytest.mark.parametrize("lost", [25, 24, 50])
+def test_a_picture_that_is_shown_twice_ends_one_clip_and_begins_the_next(tmp_path, lost):
+    """A phone's video in clips of one second, from which a frame is missing where two meet."""
+    (tmp_path / "videos").mkdir()
+    times = [40 * i for i in range(75) if i != lost]
+    save(tmp_path / "videos" / "a.mkv", pictures(74), times=times)
+    settings = IngestSettings(detector="none", size=64, clip_seconds=1)
+    made = ingest(tmp_path / "videos", tmp_path / "out", settings=settings)
+    rows = rows_of(made.out)
+    assert [row.record.num_frames for row in rows] == [25, 25, 25]
+    for row in rows:
+        with av.open(io.BytesIO(mp4_of(made.out, row))) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 25
 
 
 def test_what_cannot_be_used_is_listed_with_reason_and_action(shards):

@@ -313,7 +313,7 @@ def test_a_column_label_replaces_the_labels_of_folders_that_differ(tmp_path):
         for name in ("one", "two")
         for i, cls in enumerate(("surprise", "positive", "negative", ""))
     ]
-    data = config(tmp_path / "one", tmp_path / "two", extra=("votes",))
+    data = config(tmp_path / "one", tmp_path / "two")
     with pytest.raises(ValueError, match="different labels"):
         opened(data)
     data = replace(data, splits=write(tmp_path / "f.csv", rows, (*HEADER, "label")))
@@ -329,6 +329,8 @@ def test_a_column_label_replaces_the_labels_of_folders_that_differ(tmp_path):
         assert classes.tolist() == more.tolist() == [1, 0, -1]
         keys = Counter(k for b in itertools.islice(stream, 16) for k in b.keys if k)
     assert not any(key.endswith("_3") for key in keys), "no place without a label"
+    with pytest.raises(ValueError, match=r"votes for the labels in the shards, .* f\.csv replaces"):
+        opened(replace(data, split="train", extra=("votes",)))
 
 
 def test_loader_processes_see_the_labels_of_the_file(folder, tmp_path):

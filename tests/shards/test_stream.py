@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from shards import patience, place, presence
+from shards import openshard, patience, place, presence
 from shards.augment import AugmentConfig, ViewConfig
 from shards.batch import Clip, collate
-from shards.index import ManifestError, index_shard
+from shards.index import ManifestError, ShardLost, index_shard
 from shards.ledger import Failure, Ledger
 from shards.stream import DataConfig, TooManyFailures, open_clips
 from shards.workers import WorkerDied
@@ -356,6 +356,35 @@ def test_a_fault_of_a_network_disk_that_passes_is_outlived(folder, monkeypatch):
     monkeypatch.setattr(place, "os", SimpleNamespace(**vars(os) | {"open": shaky}))
     assert [list(step) for step in steps(config(folder), 2)] == [list(step) for step in expected]
     assert not faults
+
+
+def test_a_fault_of_reading_that_passes_is_outlived(folder, monkeypatch):
+    """Of a tar and of an index: a descriptor of a network disk goes stale while it is read."""
+    faults = [errno.EIO, errno.ESTALE] * 3
+
+    def shaky(*how: int) -> bytes:
+        if faults:
+            raise OSError(number := faults.pop(), os.strerror(number))
+        return os.pread(*how)
+
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.01)
+    expected = steps(config(folder), 2)
+    monkeypatch.setattr(openshard, "os", SimpleNamespace(**vars(os) | {"pread": shaky}))
+    assert [list(step) for step in steps(config(folder), 2)] == [list(step) for step in expected]
+    assert not faults
+
+
+def test_an_index_that_cannot_be_read_is_a_lost_shard(folder, monkeypatch):
+    def gone(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with opened(config(folder)) as stream:
+        assert stream.collection.row(0, 0).key
+        monkeypatch.setattr(openshard, "READ_PATIENCE", 0.0)
+        monkeypatch.setattr(openshard, "os", SimpleNamespace(**vars(os) | {"pread": gone}))
+        with pytest.raises(ShardLost, match=r"index\.jsonl cannot be read \(given up after 1 "):
+            stream.collection.row(0, 1)
+        assert 0 in stream.collection.lost
 
 
 def test_a_ledger_is_written_where_there_are_no_locks(tmp_path, monkeypatch):
