@@ -33,8 +33,10 @@ from launch.store import store_uri
 from launch.tracking import TrackingConfig
 from shards.cache import DEFAULT_GB
 from shards.ledger import Ledger
+from shards.marks import cut_at_marks
 from shards.reader import Collection
 from shards.stream import ClipStream, DataConfig, TooManyFailures, open_clips, open_collection
+from shards.wording import count
 from shards.workers import WorkerDied
 
 
@@ -88,6 +90,7 @@ class RecordingMeter(Measure):
         self._records = Clips(stream)
         self.rows: list[Row] = []
         """This rank's clips, then those of all ranks."""
+        self._cut = torch.zeros(2, dtype=torch.float64)  # clips that marks cut, all that were read
 
     def update(self, output: Tensor, batch: AnnotatedBatch) -> None:
         """Take in one micro-batch; arguments as in `Measure`."""
@@ -99,6 +102,7 @@ class RecordingMeter(Measure):
         for clip, *told in zip(clips, *(v.tolist() for v in values), strict=True):
             if clip is not None:
                 self.rows.append((clip.record.dataset, clip.key, *told))
+                self._cut += torch.tensor([cut_at_marks(clip.record), True])
 
     @property
     def annotated(self) -> list[str]:
@@ -107,11 +111,13 @@ class RecordingMeter(Measure):
         return [name for name, there in told.items() if there]
 
     def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Figures over all ranks; gathers the rows of all ranks, by data set and key."""
+        """Figures over all ranks, and `cut_at_marks`, the share of clips that annotations cut;
+        gathers the rows of all ranks, by data set and key."""
         everyone: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(everyone, self.rows)
         self.rows = sorted((row for rows in everyone for row in rows), key=lambda row: row[:2])
-        return super().compute(reduce)
+        cut, read = reduce(self._cut).tolist()
+        return super().compute(reduce) | {"cut_at_marks": cut / max(read, 1.0)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -128,10 +134,17 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     result = drive(measure, config, seed=0, inputs=inputs, publish=lambda *_: {}, lost=lost)
     which = f"split {config.split}" if config.split else "all splits"
     print(
-        f"{result['clips']:.0f} clips of {which} ({result['coverage']:.1%} answered): "
+        f"{result['clips']:.0f} clips of {which} ({answered(result)}): "
         f"{'; '.join(in_words(result))}; {output}"
     )
     return result
+
+
+def answered(result: dict[str, Any]) -> str:
+    """Which share of the clips the figures are about, in words."""
+    lost = result["rejected"]
+    told = f"{result['coverage']:.1%} answered"
+    return told + (f", {count(lost, 'video')} rejected by ingest included" if lost else "")
 
 
 def located(config: Asked) -> tuple[Asked, dict[str, Any], dict[str, str]]:
@@ -204,8 +217,12 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
             check_labels(stream.labels, outputs.labels)
         meter = RecordingMeter(outputs, stream)
         found = evaluate(task, stream, meter, context=context)
+        rejected = stream.collection.rejected
+    found["coverage"] *= stream.samples / (stream.samples + rejected)
     how = stamp(config.model, predictor.config, config.split, payload["origin"])
-    result = how | found
+    if found["cut_at_marks"] > 0.5:
+        how["privileged"] += ["where each clip begins and ends"]
+    result = how | {"rejected": rejected} | found
     ledger = Path(config.cluster.output, "ledger.jsonl")
     with attached(payload, context, files=[ledger]) as tracker:
         tracker.log({f"{config.split or 'all'}/{name}": value for name, value in found.items()}, 0)

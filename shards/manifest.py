@@ -20,7 +20,7 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ class Manifest:
     """How the clips were encoded: size, fps policy, codec, gop, crf."""
     created_by: dict[str, str]
     """Versions of what wrote the folder."""
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Videos that gave no clip, by the split that they were to be of; "" without one."""
     sha256: str = ""
     """Of the manifest itself, and so of everything in the folder."""
 
@@ -183,6 +185,7 @@ def write_manifest(
     labels: Sequence[str],
     clip: Mapping[str, Any],
     created_by: Mapping[str, str],
+    rejected: Mapping[str, int] | None = None,
 ) -> Manifest:
     """Write `folder`/manifest.json, last of all: a folder with a manifest is a finished one."""
     data = {
@@ -191,6 +194,7 @@ def write_manifest(
         "clip": dict(clip),
         "labels": list(labels),
         "splits": _total(shards),
+        "rejected": dict(sorted((rejected or {}).items())),
         "samples": sum(shard.samples for shard in shards),
         "shards": [asdict(shard) for shard in shards],
     }
@@ -257,10 +261,12 @@ def _parse(data: Any, *, folder: Path | Remote, path: Path | Remote, digest: str
         again = f"{folder} --overwrite`" if isinstance(folder, Path) else "DIR`, then copy it there"
         what = f"has schema {found!r}, this version reads {SCHEMA!r}"
         raise ManifestError(f"{path} {what}; ingest the videos again: `{INGEST} {again}")
-    names = {"schema", "created_by", "clip", "labels", "splits", "samples", "shards"}
+    data.setdefault("rejected", {})  # of a folder that was written before they were counted
+    names = {"schema", "created_by", "clip", "labels", "splits", "rejected", "samples", "shards"}
     if set(data) != names:
         raise broken(path, f"differs in {sorted(set(data) ^ names)}")
-    for name, kind in (("labels", list), ("splits", dict), ("clip", dict), ("created_by", dict)):
+    objects = (("splits", dict), ("rejected", dict), ("clip", dict), ("created_by", dict))
+    for name, kind in (("labels", list), *objects):
         if type(data[name]) is not kind:
             raise broken(path, f"has {name} {data[name]!r:.40}, not a JSON {kind.__name__}")
     try:
@@ -280,5 +286,6 @@ def _parse(data: Any, *, folder: Path | Remote, path: Path | Remote, digest: str
         splits=splits,
         clip=data["clip"],
         created_by=data["created_by"],
+        rejected=data["rejected"],
         sha256=digest,
     )

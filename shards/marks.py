@@ -37,6 +37,12 @@ def marked(record: Record) -> bool:
     return record.apex is not None and record.apex_source != "middle"
 
 
+def cut_at_marks(record: Record) -> bool:
+    """Whether the clip is what somebody annotated, from onset to offset: where it begins and ends
+    tells where the expression does."""
+    return record.onset == 0 and record.offset == record.num_frames - 1
+
+
 def marks_of(record: Record) -> NDArray[np.int64]:
     """Onset, apex and offset [3], -1 where unknown."""
     marks = (record.onset, record.apex, record.offset)

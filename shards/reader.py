@@ -98,6 +98,15 @@ class Collection:
         return self._surveyed().classes
 
     @property
+    def rejected(self) -> int:
+        """Videos of the split that ingest could not use: no sample stands for them. 0 where the
+        split is that of a file, which names samples."""
+        split, every = self._stored, [m.rejected for m in self.manifests]
+        if self._chosen is not None:
+            return 0
+        return sum(sum(r.values()) if split is None else r.get(split, 0) for r in every)
+
+    @property
     def subjects(self) -> tuple[tuple[str, str], ...]:
         """(dataset, subject_id) of the kept samples, sorted; reads every index."""
         return self._surveyed().subjects
@@ -252,7 +261,7 @@ def _common_labels(manifests: Sequence[Manifest]) -> tuple[str, ...]:
         if other.labels != first.labels:
             raise ValueError(
                 f"shard folders with different labels cannot be read together: {first.folder} has "
-                f"{list(first.labels)}, {other.folder} has {list(other.labels)}; ingest both with "
-                "the same set of label names"
+                f"{list(first.labels)}, {other.folder} has {list(other.labels)}; name the classes "
+                "of all clips in a split file with a column label (data.splits)"
             )
     return first.labels

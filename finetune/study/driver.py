@@ -120,6 +120,8 @@ def prepare(config: StudyConfig) -> tuple[Protocol, dict[str, Any]]:
         )
     notes += check_names(made, allowed=config.allow_label_in_names)
     notes += check_duplicates(made, manifests)
+    if lost := sum(n for manifest in manifests for n in manifest.rejected.values()):
+        notes.append(f"{count(lost, 'video')} rejected by ingest, in no fold and no figure")
     inputs = {f"manifest_{i}": manifest.origin for i, manifest in enumerate(manifests)}
     return replace(made, notes=(*made.notes, *notes)), inputs
 

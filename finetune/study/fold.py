@@ -151,7 +151,7 @@ def _tested(
         protocol=payload["protocol"],
         fold=payload["fold"],
         selection=rule_of(origin["selection"]),
-        privileged=tuple(origin.get("privileged") or ()),
+        privileged=tuple(found.get("privileged") or origin.get("privileged") or ()),
         seed=config.run.seed,
         code=origin["source.sha256"],  # a training that was finished before may be of other code
         splits=payload["splits"],

@@ -41,6 +41,13 @@ class Counts:
     parts: int = 0
     """Parts of videos that were left out."""
     labels: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Of the refused, by the split that they were to be of; "" without one."""
+
+    def refuse(self, split: str | None) -> None:
+        """Count a video that gave no clip."""
+        self.refused += 1
+        self.rejected[split or ""] = self.rejected.get(split or "", 0) + 1
 
 
 class Journal:

@@ -49,7 +49,7 @@ class Packer:
         `folder`."""
         self._at = (number, 0)
         if isinstance(outcome, Rejected):
-            self._refuse(Refused(item.name, outcome.reason, outcome.action))
+            self._refuse(item, outcome.reason, outcome.action)
         else:
             for i, (key, clip, stem) in enumerate(clips_of(item, outcome, folder)):
                 self._at = (number, i)
@@ -69,15 +69,15 @@ class Packer:
         self._at = (videos, 0)
         self._writer.finish_shard()
 
-    def _refuse(self, row: Refused) -> None:
-        self._journal.refuse("video", row)
-        self.counts.refused += 1
+    def _refuse(self, item: Item, reason: str, action: str) -> None:
+        self._journal.refuse("video", Refused(item.name, reason, action))
+        self.counts.refuse(split_of(item))
 
     def _clip(self, item: Item, key: str, clip: Mapping[str, Any], files: Path) -> None:
         """`files`: path of the clip's files without suffix."""
         record = record_of(item, key, clip, self._settings)
         if problems := problems_of(record):
-            self._refuse(Refused(item.name, "; ".join(problems), "correct the annotation"))
+            self._refuse(item, "; ".join(problems), "correct the annotation")
             return
         self._writer.add(key, files, record)
         c = self.counts
@@ -87,6 +87,11 @@ class Packer:
         c.frames += record.num_frames
         c.seconds += record.num_frames / record.fps
         c.damaged += record.damaged is not None
+
+
+def split_of(item: Item) -> str | None:
+    """The split that an item's clips are of."""
+    return item.annotation.split if item.annotation else None
 
 
 def clips_of(

@@ -11,6 +11,7 @@ import io
 import os
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ from typing import IO, Any
 
 from shards.index import Shard, index_name, index_shard
 from shards.ingest.inputs import InputError, Item, Refused
-from shards.ingest.pack import clips_of, problems_of, record_of, write_rejected
+from shards.ingest.pack import clips_of, problems_of, record_of, split_of, write_rejected
 from shards.ingest.pool import Outcome
 from shards.ingest.publish import Aside
 from shards.ingest.request import versions
@@ -111,14 +112,16 @@ class Remake:
                 else:
                     place = self._videos.place(row.key)
                     outcome = taken[place[0]][0] if place else None
-                    self._note(Refused(row.record.path, *_why(row.key, outcome)))
+                    why = Refused(row.record.path, *_why(row.key, outcome))
+                    self._note(why, row.record.split)
 
     def _between(self, t: Torn, taken: Taken, tar: tarfile.TarFile) -> None:
         """Of a shard of which nothing is left every clip between its neighbours."""
         assert t.gap
         for number, (outcome, _) in taken.items():
             if isinstance(outcome, Rejected):
-                self._note(Refused(self._items[number].name, outcome.reason, outcome.action))
+                item = self._items[number]
+                self._note(Refused(item.name, outcome.reason, outcome.action), split_of(item))
         for number, key, clip, stem in self._clips(taken):
             place = self._videos.place(key)
             if place and t.gap[0] < place < t.gap[1]:
@@ -143,15 +146,16 @@ class Remake:
         item = self._items[number]
         record = record_of(item, key, clip, self._settings)
         if problems := problems_of(record):
-            self._note(Refused(item.name, "; ".join(problems), "correct the annotation"))
+            why = Refused(item.name, "; ".join(problems), "correct the annotation")
+            self._note(why, record.split)
             return
         _check_known(key, record, was, self._manifest.labels)
         add_sample(tar, key, stem, record_bytes(record))
         self._journal.counts.clips += 1
 
-    def _note(self, row: Refused) -> None:
+    def _note(self, row: Refused, split: str | None) -> None:
         self._journal.refuse("video", row)
-        self._journal.counts.refused += 1
+        self._journal.counts.refuse(split)
 
     def complete(self, plan: Sequence[Torn]) -> Manifest:
         """All that is not written anew, from the old folder; the manifest last, which it returns.
@@ -178,6 +182,7 @@ class Remake:
             labels=self._manifest.labels,
             clip=self._manifest.clip,
             created_by=_merged(self._manifest.created_by, versions()),
+            rejected=Counter(self._manifest.rejected) + Counter(self._journal.counts.rejected),
         )
 
     def sweep(self) -> None:

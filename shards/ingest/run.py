@@ -110,6 +110,7 @@ def ingest(
             labels=label_order(packer.counts.labels),
             clip=_clip_facts(settings),
             created_by=versions(),
+            rejected=packer.counts.rejected,
         )
         publish(aside.shards, out)
     notes = [f"went on after {before} shards of a run that was stopped"] * bool(before)

@@ -60,7 +60,6 @@ class Survey:
     """Quarter turns, counter-clockwise, by which the file's own orientation is wrong."""
     expected: int
     """Frames that the file declares, or were decoded if more."""
-    breaks: int
     lost: str | None
     """What of a folder of pictures is missing, in words."""
     onset: int | None
@@ -162,7 +161,7 @@ def _summed(
         )
     times, at, runs = ([m[i] for m in met] for i in range(3))
     rate = timing.frame_rate(times, video.declared_rates)
-    seconds, breaks = timing.continuous(times, rate)
+    seconds, _ = timing.continuous(times, rate)
     return Survey(
         rate,
         seconds,
@@ -172,7 +171,6 @@ def _summed(
         sightings,
         *shape,
         expected=max(video.declared_frames if events else 0, len(met)),
-        breaks=breaks,
         lost=video.lost,
         onset=onset,
     )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from finetune import evaluation, job
-from finetune.evaluation import EvaluateConfig
+from finetune.evaluation import EvaluateConfig, in_words
 from finetune.metrics import figures
 from finetune.predictor import Predictor
 from launch.cluster import ClusterConfig
@@ -23,10 +24,11 @@ from tests.runs import (
     looks_at_files,
     rows,
     spoil,
+    stripes,
     tree,
     write_stripes,
 )
-from tests.shards.make import LABELS
+from tests.shards.make import LABELS, record, write_samples
 
 TEST_KEYS = ["s0_2", "s0_5", "s1_1", "s1_4", "s1_7"]
 
@@ -166,6 +168,42 @@ def test_a_damaged_clip_is_told_and_not_counted(model, damaged, tmp_path, uri):
     assert "crc32" in line["reason"]
     paths = [a.path for a in connect(uri).list_artifacts(found["run_id"])]
     assert "ledger.jsonl" in paths
+
+
+def test_videos_that_ingest_rejected_lower_the_coverage(model, place, tmp_path, uri, capsys):
+    shards = shutil.copytree(place / "shards", tmp_path / "shards")
+    entry = json.loads((shards / "manifest.json").read_text())
+    entry["rejected"] = {"": 7, "test": 5, "train": 9}
+    (shards / "manifest.json").write_text(json.dumps(entry))
+    found = evaluation.run(measuring(model, shards, tmp_path / "out", uri))
+    assert (found["clips"], found["rejected"], found["coverage"]) == (5, 5, 0.5)
+    assert "(50.0% answered, 5 videos rejected by ingest included)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["coverage"] == 0.5
+
+
+def test_figures_on_the_clips_that_picked_the_step_say_so(result, place, tmp_path, uri, capsys):
+    """These weights are the best step on split test."""
+    leak = f"the step was selected on these clips ({result['selection']})"
+    assert result["selection"].endswith("on test") and result["leaks"] == [leak]
+    found = evaluation.run(
+        measuring(str(place / "trained/last"), place / "shards", tmp_path / "out", uri)
+    )
+    assert (found["selection"], found["leaks"]) == ("last", [])
+    assert "LEAKS" not in capsys.readouterr().out
+    assert "LEAKS: the step" in "; ".join(in_words(result))
+
+
+def test_clips_that_annotations_cut_are_privileged(model, tmp_path, uri):
+    """Onset is the first frame and offset the last, as adapters of micro-expressions store them."""
+    facts = [{"onset": 0, "offset": 19}, {"onset": 0, "offset": 19}, {"onset": 3, "offset": 19}]
+    samples = [
+        (record(f"c{i}", label=LABELS[i % 2], split="test", apex=9, **known), stripes(i % 2, i))
+        for i, known in enumerate(facts)
+    ]
+    write_samples(tmp_path / "shards", [samples])
+    found = evaluation.run(measuring(model, tmp_path / "shards", tmp_path / "out", uri))
+    assert found["cut_at_marks"] == pytest.approx(2 / 3)
+    assert found["privileged"] == ["where each clip begins and ends"]
 
 
 def test_too_many_damaged_clips_give_no_figures(model, damaged, tmp_path, uri):

@@ -761,9 +761,11 @@ def test_a_folder_of_pictures_needs_a_rate(tmp_path):
     touch(tmp_path / "a.mp4")
     save_pictures(tmp_path / "deep/er", range(5))
     touch(tmp_path / "cover/front1.jpg")
+    for name in ("v.mp4", "v_1.jpg", "v_2.jpg"):  # pictures beside a video are its own
+        touch(tmp_path / "thumbs" / name)
     with pytest.raises(InputError, match=r"deep/er; give their rate by --fps"):
         read("folder", tmp_path)
     found = read("folder", tmp_path, fps=30)
     assert [(i.relative, i.frames) for i in found.items] == [
-        *(("a.mp4", None), ("deep/er", FrameFolder(30)))
+        *(("a.mp4", None), ("deep/er", FrameFolder(30)), ("thumbs/v.mp4", None))
     ]

@@ -612,6 +612,7 @@ def test_annotations_reach_the_records(videos, tmp_path):
         "b/a.mkv,joy,s2,3,10,20,4+L10,test,33\n"
         "a.mp4,anger,s1,,,,,train,44\n"
         "long.mp4,joy,s1,1,2,3,,train,44\n"
+        "text.mp4,joy,s3,,,,,test,55\n"
     )
     made = ingest(
         videos, tmp_path / "o", annotations=annotate(tmp_path, rows), settings=PLAIN, jobs=1
@@ -623,6 +624,7 @@ def test_annotations_reach_the_records(videos, tmp_path):
     assert by_key["long_mp4"].num_frames == 130  # labelled: in one piece
     assert (made.labels, made.splits) == (("anger", "joy"), {"test": 1, "train": 2})
     assert "columns not used: age" in made.notes
+    assert Manifest.open(made.out).rejected == {"test": 1}, "so that coverage can count it"
 
 
 def test_marks_move_with_what_was_left_out(tmp_path):

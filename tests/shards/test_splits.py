@@ -329,7 +329,7 @@ def test_a_column_label_replaces_the_labels_of_folders_that_differ(tmp_path):
         assert classes.tolist() == more.tolist() == [1, 0, -1]
         keys = Counter(k for b in itertools.islice(stream, 16) for k in b.keys if k)
     assert not any(key.endswith("_3") for key in keys), "no place without a label"
-    with pytest.raises(ValueError, match=r"votes for the labels in the shards, .* f\.csv replaces"):
+    with pytest.raises(ValueError, match=r"votes for the labels in the shards, .*f\.csv replaces"):
         opened(replace(data, split="train", extra=("votes",)))
 
 
