@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
     from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
@@ -51,40 +51,42 @@ def decode_each(video: bytes, choose: Callable[[int], NDArray]) -> list[NDArray[
     """The frames of `decode`, each uint8 [h, w, C] where the converter left it, for who copies them
     elsewhere anyway: in the order of the indices, flattened; one wanted twice is twice the same
     array."""
-    from av.error import FFmpegError  # only by who decodes
+    with _opened(video) as stream:
+        packets, keys = _packets(stream, len(video))
+        wanted = choose(len(packets))
+        indices, inverse = np.unique(wanted, return_inverse=True)
+        if indices[0] < 0 or indices[-1] >= len(packets):
+            raise DecodeError(f"has {len(packets)} frames, asked for were {wanted.tolist()}")
+        pictures = _pictures(_decoder(stream), video, packets, keys, indices.tolist())
+        frames = list(_rgb(pictures, stream.width, stream.height))
+    return [frames[i] for i in inverse.ravel().tolist()]
+
+
+def length_of(video: bytes) -> int:
+    """How many frames an mp4 has by its index, of which none is decoded. Raises DecodeError."""
+    with _opened(video) as stream:
+        return len(_packets(stream, len(video))[0])
+
+
+@contextmanager
+def _opened(video: bytes) -> Iterator[VideoStream]:
+    """Its video; what FFmpeg raises meanwhile becomes DecodeError."""
+    import av  # only by who decodes
+    from av.error import FFmpegError
 
     if video[4:8] != b"ftyp":
         raise DecodeError("is no mp4 file")
+    # FFmpeg would decode frames to learn what a header may not say. That of ingest's says all.
+    quick = {"options": {"skip_frame": "all"}, "container_options": {"probesize": "32"}}
     try:
-        with _opened(video) as container:
+        with av.open(io.BytesIO(video), "r", format="mp4", **quick) as container:
             if not container.streams.video:
                 raise DecodeError("cannot be decoded: holds no video")
-            stream = container.streams.video[0]
-            packets, keys = _packets(stream, len(video))
-            wanted = choose(len(packets))
-            indices, inverse = np.unique(wanted, return_inverse=True)
-            if indices[0] < 0 or indices[-1] >= len(packets):
-                raise DecodeError(f"has {len(packets)} frames, asked for were {wanted.tolist()}")
-            pictures = _pictures(_decoder(stream), video, packets, keys, indices.tolist())
-            frames = list(_rgb(pictures, stream.width, stream.height))
+            yield container.streams.video[0]
     except MemoryError:  # one of FFmpeg's errors, too, but no fault of the video
         raise
     except FFmpegError as error:
         raise DecodeError(f"cannot be decoded: {error.strerror}") from None
-    return [frames[i] for i in inverse.ravel().tolist()]
-
-
-def _opened(video: bytes) -> InputContainer:
-    import av
-
-    # FFmpeg would decode frames to learn what a header may not say. That of ingest's says all.
-    return av.open(
-        io.BytesIO(video),
-        "r",
-        format="mp4",
-        options={"skip_frame": "all"},
-        container_options={"probesize": "32"},
-    )
 
 
 def _packets(stream: VideoStream, size: int) -> tuple[list[slice], list[int]]:

@@ -1,17 +1,19 @@
 """Whether a folder holds what its manifest says, down to the last byte.
 
-Owns the comparison of tars, indexes, records and manifest. Refuses to decode, and to mend: that is
-`ingest --redo`.
+Owns the comparison of tars, indexes, records, lengths of videos and manifest. Refuses to decode,
+and to mend: that is `ingest --redo`.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from shards.cache import Cache
+from shards.frames import DecodeError, length_of
 from shards.index import (
     IndexRow,
     ManifestError,
@@ -53,8 +55,9 @@ def _problems(manifest: Manifest) -> list[str]:
         except ManifestError as error:
             problems.append(str(error))
             continue
-        for row in rows:
-            problems += [f"{shard.name}: {row.key}: {p}" for p in row.record.problems()]
+        for row, wrong in zip(rows, _wrong_lengths(manifest, i, rows), strict=True):
+            found = [*row.record.problems(), *wrong]
+            problems += [f"{shard.name}: {row.key}: {p}" for p in found]
             if row.key in keys:
                 problems.append(f"{shard.name}: {row.key} occurs twice")
             if row.record.label is not None and row.record.label not in labels:
@@ -75,6 +78,22 @@ def _verified_rows(manifest: Manifest, i: int, shard: Shard) -> list[IndexRow]:
         what = f"counts the splits of {shard.name} as {shard.splits}, found {found}"
         raise broken(manifest.folder / MANIFEST, what)
     return rows
+
+
+def _wrong_lengths(manifest: Manifest, i: int, rows: Sequence[IndexRow]) -> Iterator[list[str]]:
+    """Of each row what is wrong with its video, by the video's index."""
+    file = manifest.open_tar(i)
+    try:
+        for row in rows:
+            try:
+                found = length_of(os.pread(file, row.size, row.offset))
+            except DecodeError as error:
+                yield [f"its video {error}"]
+                continue
+            told = f"its video has {found} frames, its record says {row.record.num_frames}"
+            yield [told] if found != row.record.num_frames else []
+    finally:
+        os.close(file)
 
 
 def _check_file(tar: Path, shard: Shard) -> None:

@@ -14,7 +14,7 @@ from shards.manifest import Manifest
 from shards.presence import lost_files
 from shards.schema import Record, SchemaError
 from shards.verify import verify
-from tests.shards.make import LABELS, record, video, write_folder, write_tar
+from tests.shards.make import LABELS, record, video, write_folder, write_samples, write_tar
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,6 +138,17 @@ def test_verify_sees_records_that_contradict_themselves(tmp_path):
     problems = verify(manifest.folder)
     assert sum("onset 9 lies after apex 5" in problem for problem in problems) == 2
     assert sum("'other' is unlisted" in problem for problem in problems) == 2
+
+
+def test_verify_sees_videos_of_another_length_and_what_is_none(tmp_path):
+    samples = [
+        (record("a"), video()),
+        (record("b", num_frames=19), video()),
+        (record("c"), b"no video"),
+    ]
+    short, none = verify(write_samples(tmp_path / "set", [samples]).folder)
+    assert short.endswith("shard-000000.tar: b: its video has 20 frames, its record says 19")
+    assert none.endswith("c: its video is no mp4 file")
 
 
 @pytest.mark.parametrize("name", ["../evil", "a.b", "sub/dir"])
