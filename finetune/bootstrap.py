@@ -50,7 +50,8 @@ def turns(trainings: int, *, seed: int) -> Array:
     """float64 [DRAWS, R]: the share of each training in a draw of R - 1 with replacement, of a
     single one 1. Draws of R would have (R - 1) / R of the variance that a mean of R has (Rao and
     Wu, Resampling inference with complex survey data, JASA 83, 1988)."""
-    drawn, rng = max(1, trainings - 1), np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])  # other draws than those of people
+    drawn = max(1, trainings - 1)
     return rng.multinomial(drawn, np.full(trainings, 1 / trainings), size=DRAWS) / drawn
 
 
@@ -66,7 +67,7 @@ def mean_interval(
     numbers, each = numbered(people), np.atleast_2d(np.asarray(values, dtype=np.float64))
     sums = np.stack([np.bincount(numbers, weights=one) for one in each])  # [R, G]
     sizes = np.bincount(numbers).astype(np.float64)
-    weights, share = draws(len(sizes), seed=seed), turns(len(each), seed=seed + 1)
+    weights, share = draws(len(sizes), seed=seed), turns(len(each), seed=seed)
     drawn = ((weights @ sums.T) * share).sum(1) / (weights @ sizes)
     return _interval(sums.sum() / sizes.sum() / len(each), drawn, len(sizes))
 
@@ -125,7 +126,7 @@ def _resampled(
 ) -> dict[str, tuple[Array, Array]]:
     """Each figure, a mean over trainings, and its value in every draw [DRAWS]."""
     numbers, trainings = numbered(people), np.atleast_2d(answers)
-    shares = turns(len(trainings), seed=seed + 1)
+    shares = turns(len(trainings), seed=seed)
     whole: dict[str, Array] = {}
     drawn: dict[str, Array] = {}
     for told, share in zip(trainings, shares.T, strict=True):

@@ -16,6 +16,7 @@ from typing import Any
 from finetune.models.configs import privileged
 from finetune.predictor_config import PredictorConfig, artifact_folder
 
+SPLIT_FILE = "input.splits.sha256"
 Origin = Mapping[str, str]
 """`launch.provenance.provenance`, with `input.NAME.sha256` of what was read."""
 
@@ -41,10 +42,12 @@ def fine_tuned(record: Mapping[str, Any]) -> bool:
 
 def picked_on(record: Mapping[str, Any], split: str | None, origin: Origin) -> list[str]:
     """A warning where the step was picked by the clips that are measured: `split` of shards that
-    picked it, or all of them."""
+    picked it, by the same split file if there is one, or all of them."""
     rule = str(record.get("selection", ""))
     best, _, where = rule.rpartition(" on ")
     if not best or split not in (None, where) or not shared_shards(record, origin):
+        return []
+    if record.get(SPLIT_FILE) != origin.get(SPLIT_FILE):
         return []
     return [f"the step was selected on these clips ({rule})"]
 

@@ -184,6 +184,8 @@ class Predictor:
         except ModelError as no:
             reason = f"faces are found as in the training clips, and {no}"
             return Prediction(name, reason=reason, action=DETECTOR)
+        except OSError as no:  # of this machine or its disks: the other videos may fare better
+            return Prediction(name, reason=f"{no.strerror or no}", action="mend that, ask again")
         views = self.views(face.frames, pair)
         told, importance = self.explain(views.pixels)
         merged = _by_frame(views.indices, importance.numpy())

@@ -77,9 +77,10 @@ def _opened(video: bytes) -> Iterator[VideoStream]:
     if video[4:8] != b"ftyp":
         raise DecodeError("is no mp4 file")
     # FFmpeg would decode frames to learn what a header may not say. That of ingest's says all.
-    quick = {"options": {"skip_frame": "all"}, "container_options": {"probesize": "32"}}
+    skip, probe = {"skip_frame": "all"}, {"probesize": "32"}
+    file = io.BytesIO(video)
     try:
-        with av.open(io.BytesIO(video), "r", format="mp4", **quick) as container:
+        with av.open(file, "r", format="mp4", options=skip, container_options=probe) as container:
             if not container.streams.video:
                 raise DecodeError("cannot be decoded: holds no video")
             yield container.streams.video[0]

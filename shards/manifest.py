@@ -194,10 +194,11 @@ def write_manifest(
         "clip": dict(clip),
         "labels": list(labels),
         "splits": _total(shards),
-        "rejected": dict(sorted((rejected or {}).items())),
         "samples": sum(shard.samples for shard in shards),
         "shards": [asdict(shard) for shard in shards],
     }
+    if rejected:  # folders without have the bytes that they had before these were counted
+        data["rejected"] = dict(sorted(rejected.items()))
     write_aside(folder / MANIFEST, (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode())
     return Manifest.open(folder)
 
@@ -269,6 +270,8 @@ def _parse(data: Any, *, folder: Path | Remote, path: Path | Remote, digest: str
     for name, kind in (("labels", list), *objects):
         if type(data[name]) is not kind:
             raise broken(path, f"has {name} {data[name]!r:.40}, not a JSON {kind.__name__}")
+    if strange := [n for n in data["rejected"].values() if type(n) is not int or n < 0]:
+        raise broken(path, f"counts {strange[0]!r:.40} rejected videos")
     try:
         shards = _shards(data["shards"])
         total = sum(shard.samples for shard in shards)

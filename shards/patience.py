@@ -40,13 +40,20 @@ class WrongBytes(OSError):
     """What came is not what was promised: too short, or of another hash."""
 
 
-def patiently(fetch: Callable[[], Result], what: str, *, limit: float) -> Result:
-    """`fetch()`, tried again while its errors may pass and `limit` seconds are not over.
+def patiently(
+    fetch: Callable[[], Result],
+    what: str,
+    *,
+    limit: float,
+    sleep: Callable[[float], object] | None = None,
+) -> Result:
+    """`fetch()`, tried again while its errors may pass and `limit` seconds from the first one are
+    not over.
 
     Raises FileNotFoundError or PermissionError at once where the answer is final, OSError where the
     time is over; an error of this machine and a bug pass unchanged.
     """
-    start, doubtful = time.monotonic(), 0
+    start, doubtful = None, 0
     for attempt in itertools.count(1):
         try:
             return fetch()
@@ -56,13 +63,14 @@ def patiently(fetch: Callable[[], Result], what: str, *, limit: float) -> Result
                     raise
                 raise final from error
             doubtful += _doubtful(error)
+            start = start or time.monotonic()
             spent = time.monotonic() - start
             wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
             if doubtful == DOUBTFUL_TIMES or spent + wait > limit:
                 tries = f"given up after {attempt} tries in {spent:.0f} s: {_told(error)}"
                 raise OSError(errno.EIO, tries, what) from error
             log.warning("%s: %s; trying again in %.1f s", what, _told(error), wait)
-            time.sleep(wait)
+            (sleep or time.sleep)(wait)
     raise AssertionError("the loop above ends by itself")
 
 

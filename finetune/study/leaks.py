@@ -24,6 +24,7 @@ from shards.wording import count, few
 
 CERTAIN = 0.9
 """Share of the labels that a part of the names must tell to count as telling them."""
+FEWEST = 20
 GROUPS: tuple[Group, ...] = ("subject", "source")
 
 
@@ -58,8 +59,9 @@ def check_names(made: Protocol, *, allowed: bool) -> list[str]:
                 f"the {by}_id of {told} tells the label, so folds by {by} would be folds by class; "
                 f"ingest with a {by}_id that names the {by} alone"
             )
-    for what, names in (("key", [c.key for c in clips]), ("file name", [c.path for c in clips])):
-        if not (told := tells_label(clips, names)):
+    for what, name in (("key", lambda clip: clip.key), ("file name", lambda clip: clip.path)):
+        looks = (tells_label(some, list(map(name, some))) for some in _named_alike(clips))
+        if not (told := next(filter(None, looks), None)):
             continue
         note = f"the {what} of {told} tells the label"
         if not allowed:
@@ -72,26 +74,22 @@ def check_names(made: Protocol, *, allowed: bool) -> list[str]:
     return []
 
 
+def _named_alike(clips: Sequence[Clip]) -> list[list[Clip]]:
+    """All clips, and those of each data set, which names its files in its own way; of fewer than
+    FEWEST a name may tell the label by chance."""
+    found = Counter(clip.dataset for clip in clips)
+    sets = sorted(name for name, n in found.items() if FEWEST <= n < len(clips))
+    return [list(clips), *([clip for clip in clips if clip.dataset == name] for name in sets)]
+
+
 def tells_label(clips: Sequence[Clip], names: Sequence[str]) -> Told | None:
     """Whether labels can be read from the names, clip by clip; None if not.
 
     Either a name holds the word of a class and that is mostly the clip's own, or one part of the
     names, by its place from the front or the back, has few values and tells the label of nearly
     every clip from the other clips with that value (1001_DFA_ANG_XX: the third). Where a study
-    renames labels, names may tell either. Data sets are looked at together and one by one: each
-    names its files in its own way.
+    renames labels, names may tell either.
     """
-    sets = sorted({clip.dataset for clip in clips})
-    alone = [(s,) for s in sets] if len(sets) > 1 else []
-    for some in (sets, *alone):
-        chosen = [(c, n) for c, n in zip(clips, names, strict=True) if c.dataset in some]
-        if told := _told_by([c for c, _ in chosen], [n for _, n in chosen]):
-            return told
-    return None
-
-
-def _told_by(clips: Sequence[Clip], names: Sequence[str]) -> Told | None:
-    """The same, of names that are made alike."""
     parts = [words(name) for name in names]
     ours = tuple(clip.label or "" for clip in clips)
     theirs = tuple(clip.stored or clip.label or "" for clip in clips)

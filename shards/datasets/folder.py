@@ -7,18 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards.datasets.contract import Dataset, Options
-from shards.ingest.inputs import (
-    SIDECARS,
-    Annotation,
-    Collected,
-    InputError,
-    Item,
-    scan,
-    shown,
-)
+from shards.ingest.inputs import Annotation, Collected, InputError, Item, scan, shown
 from shards.ingest.numbering import PICTURES, FrameFolder
 
 FEWEST_PICTURES = 2
+VIDEOS = frozenset(
+    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".mpg", ".mpeg", ".ts")
+    + (".mts", ".m2ts", ".3gp", ".ogv", ".mxf", ".mjpeg", ".h264", ".hevc")
+)
+"""Suffixes that only a video has."""
 
 
 def _read(dataset: Dataset, root: Path, options: Options) -> Collected:
@@ -43,14 +40,14 @@ def _read(dataset: Dataset, root: Path, options: Options) -> Collected:
 
 
 def _picture_folders(root: Path) -> list[str]:
-    """Folders, below the root, with pictures and nothing that may be a video, whose thumbnails they
-    would be; a single picture is no clip."""
+    """Folders, below the root, with pictures and no video, whose thumbnails they would be; a single
+    picture is no clip."""
     found = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         kinds = [os.path.splitext(name)[1].lower() for name in names if name[0] != "."]
         count = sum(kind in PICTURES for kind in kinds)
-        if count >= FEWEST_PICTURES and PICTURES.union(SIDECARS).issuperset(kinds):
+        if count >= FEWEST_PICTURES and VIDEOS.isdisjoint(kinds):
             found.append(Path(folder).relative_to(root).as_posix())
     return found
 

@@ -41,7 +41,7 @@ class FaceClip:
     """What was left out because it could not be decoded soundly, in words."""
 
 
-_sandbox = Sandbox()
+_sandbox = Sandbox(patience=5.0)  # somebody waits for the answer
 atexit.register(_sandbox.close)
 _one_at_a_time = threading.Lock()
 
@@ -52,7 +52,8 @@ def extract_face(
     """The face in a video file, or in the bytes of one, as one clip.
 
     Raises Rejected with reason and action where there is no usable face, FileNotFoundError where
-    there is no such file, ModelError where the detector's model file is missing. Decoding runs in a
+    there is no such file, ModelError where the detector's model file is missing, OSError where a
+    disk fails. Decoding runs in a
     disposable process with the settings' limits of time and memory (the first call starts it, about
     a second); `isolated=False` decodes here, for files that are trusted.
     """

@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -28,9 +30,10 @@ RESULT = "result.json"
 FRAMES = "frames.npy"
 STDERR = "stderr.txt"
 DISK_FULL_EXIT = 28
-STORAGE_EXIT = 74
+STORAGE_EXIT, OTHER_EXIT = 74, 73
+FAULTS = {STORAGE_EXIT: StorageFault, OTHER_EXIT: OSError}
+"""Of what a video lies on, and of what is written to: the latter rejects none."""
 PATIENCE = 300.0
-"""Seconds in which a fault of the storage, or of this machine, may pass."""
 
 
 def job(
@@ -50,8 +53,10 @@ def job(
 class Sandbox:
     """A zygote, started on first use. One job at a time; for more at once take more of these."""
 
-    def __init__(self) -> None:
-        self._closed = False
+    def __init__(self, *, patience: float = PATIENCE) -> None:
+        """`patience`: seconds in which a fault of the storage, or of this machine, may pass."""
+        self._patience = patience
+        self._closed = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self.peak_bytes = 0
@@ -61,12 +66,13 @@ class Sandbox:
         """The job's result (see `work.perform`), tried again where something failed that is no
         fault of the video and may pass.
 
-        Raises Rejected; OSError if the disk is full, or if the videos' storage or the processes
-        here fail for longer than PATIENCE.
+        Raises Rejected; OSError if the disk is full, or if the videos' storage, the place of `out`
+        or the processes here fail for longer than the patience.
         """
         source = Path(job["source"])
         try:
-            return patiently(lambda: self._result(job), str(source), limit=PATIENCE)
+            again = {"limit": self._patience, "sleep": self._closed.wait}
+            return patiently(lambda: self._result(job), str(source), **again)
         except OSError as error:
             if isinstance(error.__cause__, StorageFault) and begins(source):
                 raise Rejected(
@@ -87,8 +93,8 @@ class Sandbox:
         if answer["code"] == DISK_FULL_EXIT:
             said = _last_words(Path(job["out"])) or f"no room at {job['out']}; make room"
             raise OSError(errno.ENOSPC, said)
-        if answer["code"] == STORAGE_EXIT:
-            raise StorageFault(errno.EIO, _last_words(Path(job["out"])) or "cannot be read")
+        if fault := FAULTS.get(answer["code"]):
+            raise fault(errno.EIO, _last_words(Path(job["out"])) or "input/output error")
         if answer["code"] != 0:
             raise _died(answer["code"], Path(job["out"]))
         result = json.loads((Path(job["out"]) / RESULT).read_text())
@@ -107,6 +113,7 @@ class Sandbox:
             line = b""
         if not line:
             self._end()
+            self._check_open()
             raise OSError(
                 errno.EAGAIN,
                 "the process that decodes videos ended: it lacked memory or processes (see the "
@@ -115,8 +122,7 @@ class Sandbox:
         return json.loads(line)
 
     def _started(self) -> subprocess.Popen[bytes]:
-        if self._closed:
-            raise RuntimeError("this sandbox is closed")
+        self._check_open()
         if self._process is None or self._owner != os.getpid():
             self._owner = os.getpid()
             # One thread in every library: what is spent on a video stays countable and repeatable.
@@ -134,17 +140,21 @@ class Sandbox:
                 raise RuntimeError("the process that decodes videos does not start; see above")
         return self._process
 
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise RuntimeError("this sandbox is closed")
+
     def close(self) -> None:
         """Ends the zygote and whatever it runs, for good; from any thread."""
-        self._closed = True
+        self._closed.set()
         self._end()
 
     def _end(self) -> None:
         process, self._process = self._process, None
         if process is None or self._owner != os.getpid():
             return
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # the session's group: zygote and its child
+        with suppress(ProcessLookupError):  # the session's group: zygote and its child
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for stream in (process.stdin, process.stdout):
             if stream:

@@ -42,11 +42,10 @@ class Counts:
     """Parts of videos that were left out."""
     labels: dict[str, int] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
-    """Of the refused, by the split that they were to be of; "" without one."""
+    """Videos that gave no clip, by the split that they were to be of; "" without one."""
 
-    def refuse(self, split: str | None) -> None:
-        """Count a video that gave no clip."""
-        self.refused += 1
+    def reject(self, split: str | None) -> None:
+        """Count one of these videos."""
         self.rejected[split or ""] = self.rejected.get(split or "", 0) + 1
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from shards.ingest import storage
 from shards.ingest.settings import Rejected
 
 PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
@@ -59,6 +60,7 @@ def numbered(folder: Path) -> list[tuple[int, str]]:
         with os.scandir(folder) as entries:
             names = [e.name for e in entries if _is_picture(e.name) and e.is_file()]
     except OSError as error:
+        storage.check(error)
         raise Rejected(f"cannot be listed ({error.strerror})", "check the path") from None
     if not names:
         raise Rejected("no picture in this folder", "put the frames there, or correct the path")

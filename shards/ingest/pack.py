@@ -71,7 +71,8 @@ class Packer:
 
     def _refuse(self, item: Item, reason: str, action: str) -> None:
         self._journal.refuse("video", Refused(item.name, reason, action))
-        self.counts.refuse(split_of(item))
+        self.counts.refused += 1
+        self.counts.reject(split_of(item))
 
     def _clip(self, item: Item, key: str, clip: Mapping[str, Any], files: Path) -> None:
         """`files`: path of the clip's files without suffix."""

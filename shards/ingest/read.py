@@ -212,6 +212,8 @@ def _open(path: Path, log: list[tuple[int, str, str]]) -> InputContainer:
     except MemoryError:
         raise
     except (FFmpegError, OSError) as error:
+        if error.errno in storage.PASSING:
+            storage.check_bytes(path)
         raise _why_not(path, error, log) from error
 
 

@@ -52,6 +52,8 @@ class Remake:
         self._out, self._manifest, self._settings = out, manifest, settings
         self._items, self._videos = items, videos
         self._aside, self._journal = aside, aside.journal
+        self._known = set(_rejections(out / REJECTED))
+        self._counted = {row.path for row in (*self._known, *self.refused())}
 
     @property
     def finished(self) -> list[Shard]:
@@ -154,8 +156,15 @@ class Remake:
         self._journal.counts.clips += 1
 
     def _note(self, row: Refused, split: str | None) -> None:
+        """One that was rejected when the folder was made is no news; of two clips of one video
+        the first counts."""
+        if row in self._known:
+            return
         self._journal.refuse("video", row)
-        self._journal.counts.refuse(split)
+        self._journal.counts.refused += 1
+        if row.path not in self._counted:
+            self._counted.add(row.path)
+            self._journal.counts.reject(split)
 
     def complete(self, plan: Sequence[Torn]) -> Manifest:
         """All that is not written anew, from the old folder; the manifest last, which it returns.

@@ -6,6 +6,7 @@ Owns which ones these are. Knows no decoder and no processes.
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 PASSING = frozenset(
@@ -40,9 +41,13 @@ def check_bytes(path: Path) -> None:
 
 
 def begins(path: Path) -> bool:
-    """Whether the first bytes of a file can be read now."""
+    """Whether the first bytes of a file can be read now, from where it lies; of a folder, its
+    names."""
     try:
+        if path.is_dir():
+            return bool(os.listdir(path))
         with path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, STEP, os.POSIX_FADV_DONTNEED)  # not from memory
             return bool(file.read(1))
     except OSError:
         return False

@@ -24,8 +24,8 @@ from typing import Any
 
 from shards.ingest import work
 from shards.ingest.detect import detector
-from shards.ingest.isolate import DISK_FULL_EXIT, STDERR, STORAGE_EXIT
-from shards.ingest.storage import PASSING
+from shards.ingest.isolate import DISK_FULL_EXIT, OTHER_EXIT, STDERR, STORAGE_EXIT
+from shards.ingest.storage import PASSING, StorageFault
 from shards.ingest.write import DiskFull
 
 LARGEST_FILE = 16 << 30
@@ -105,7 +105,7 @@ def _child(job: dict[str, Any]) -> None:
         print(error.strerror, file=sys.stderr, flush=True)
     except BaseException as error:
         if isinstance(error, OSError) and error.errno in PASSING:
-            code = STORAGE_EXIT
+            code = STORAGE_EXIT if isinstance(error, StorageFault) else OTHER_EXIT
             print(error.strerror, file=sys.stderr, flush=True)
         else:
             traceback.print_exc()

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune.protocols import ProtocolConfig, build, labelled
+from finetune.protocols import ProtocolConfig, build
+from finetune.recipes import debug
+from finetune.study import driver
 from finetune.study.cohort import Clip, read_clips
+from finetune.study.config import StudyConfig
 from finetune.study.folds import Refused
 from finetune.study.leaks import (
     check_duplicates,
@@ -137,11 +140,14 @@ def test_a_video_that_counts_does_not_give_way_to_one_that_does_not(tmp_path):
     samples.append(("c6", samples[1][1] | {"label": samples[2][1]["label"]}, samples[1][2]))
     manifest = folder(tmp_path / "s", samples)
     plan = replace(LOSO, rename=("others=",))
-    counted, *_ = labelled(plan, read_clips([manifest]))
-    kept, notes = without_duplicates(counted, [manifest])
-    assert [clip.key for clip in kept] == [f"c{n}" for n in range(1, 6)]
-    assert notes[0] == "1 clip left out that repeat another: c6"
-    assert notes[1].startswith("1 video with two labels, of which the first counts: c1 (")
+    theirs = debug()
+    theirs = replace(theirs, data=replace(theirs.data, shards=(str(manifest.folder),)))
+    config = StudyConfig(theirs, plan, drop_duplicates=True, select_last=True)
+    made, _ = driver.prepare(config)
+    assert [clip.key for clip in made.clips] == [f"c{n}" for n in range(1, 6)]
+    notes = "\n".join(made.notes)
+    assert "1 clip left out that repeat another: c6" in notes
+    assert "1 video with two labels, of which the first counts: c1 (" in notes
 
 
 def test_folders_that_hold_one_clip_under_one_name_are_refused(tmp_path):
@@ -268,3 +274,22 @@ def test_a_name_that_spells_what_the_shards_call_it_is_caught_under_another_name
     assert made.labels == ("negative", "positive")
     with pytest.raises(Refused, match="the key of 48 clips"):
         check_names(made, allowed=False)
+
+
+def test_names_of_one_data_set_of_several_tell_the_label():
+    """A third of the clips is named by its class; together with the others that is not seen."""
+
+    def clips(dataset: str, many: int, name) -> list[Clip]:
+        labels = ("happy", "sad")
+        return [
+            Clip(dataset, name(i), labels[i % 2], subject=f"s{i // 2 % 4}", path=f"{name(i)}.mp4")
+            for i in range(many)
+        ]
+
+    plain = clips("one", 60, lambda i: f"v{i:03d}")
+    coded = clips("two", 30, lambda i: f"s{i // 2 % 4}_{('pf', 'nf')[i % 2]}_{i:02d}")
+    few = coded[:10]
+    assert tells_label([*plain, *coded], [c.key for c in (*plain, *coded)]) is None
+    with pytest.raises(Refused, match="the key of 30 clips, such as two/.*tells the label"):
+        check_names(build(LOSO, [*plain, *coded]), allowed=False)
+    assert check_names(build(LOSO, [*plain, *few]), allowed=False) == [], "that may be chance"

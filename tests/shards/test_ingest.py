@@ -467,7 +467,7 @@ def test_a_folder_becomes_shards_with_records(shards, videos):
     assert shards.notes == ("left alone, as no videos by their suffixes: 1 file",)
 
 
-@pytest.mark.parametrize("lost", [25, 24, 50])
+@pytest.mark.parametrize("lost", [25, 50])
 def test_a_picture_that_is_shown_twice_ends_one_clip_and_begins_the_next(tmp_path, lost):
     """A phone's video in clips of one second, from which a frame is missing where two meet."""
     (tmp_path / "videos").mkdir()

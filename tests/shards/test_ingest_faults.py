@@ -5,13 +5,17 @@ import os
 import signal
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from shards import patience
 from shards.ingest import IngestSettings, Rejected, isolate, storage
 from shards.ingest.isolate import Sandbox, job
+from shards.ingest.numbering import FrameFolder
 from tests.shards.test_ingest import child_of, pictures, save
 
 UNREADABLE = Path("/proc/self/mem")
@@ -38,7 +42,7 @@ def frames_of(result: dict) -> int:
 def test_storage_that_fails_for_long_stops_the_run_and_rejects_nothing(
     tmp_path, sandbox, monkeypatch
 ):
-    monkeypatch.setattr(isolate, "PATIENCE", 0.5)
+    monkeypatch.setattr(sandbox, "_patience", 0.5)
     said = r"given up after \d+ tries .*Input/output error"
     with pytest.raises(OSError, match=said) as stopped:
         sandbox.run(frames_job(UNREADABLE, tmp_path / "out"))
@@ -54,21 +58,46 @@ def test_storage_that_fails_for_a_moment_is_waited_for(tmp_path, sandbox, monkey
         link.unlink()
         link.symlink_to(video)
 
-    monkeypatch.setattr(patience.time, "sleep", mended)
+    monkeypatch.setattr(sandbox._closed, "wait", mended)
     assert frames_of(sandbox.run(frames_job(link, tmp_path / "out"))) == 20
 
 
-def test_a_file_with_a_rotten_part_is_rejected_where_its_storage_works(
+def test_a_rotten_picture_rejects_its_folder_where_the_others_can_be_read(
     tmp_path, sandbox, monkeypatch
 ):
-    def rotten(_: dict) -> dict:
-        raise storage.StorageFault(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(isolate, "PATIENCE", 0.5)
-    monkeypatch.setattr(sandbox, "_result", rotten)
-    video = save(tmp_path / "v.mkv", pictures(20))
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for i in range(20):
+        cv2.imwrite(str(folder / f"{i:03d}.png"), np.full((64, 64, 3), 9 * i, np.uint8))
+    (folder / "011.png").unlink()
+    (folder / "011.png").symlink_to(UNREADABLE)
+    monkeypatch.setattr(sandbox, "_patience", 0.5)
     with pytest.raises(Rejected, match=r"a part of it cannot be read \(given up after"):
-        sandbox.run(frames_job(video, tmp_path / "out"))
+        sandbox.run(frames_job(folder, tmp_path / "out") | {"frames": asdict(FrameFolder(25))})
+
+
+def test_a_place_that_cannot_be_written_rejects_no_video(tmp_path, sandbox, monkeypatch):
+    video = save(tmp_path / "v.mkv", pictures(20))
+    asked = frames_job(video, tmp_path / "out")
+    monkeypatch.setattr(sandbox, "_patience", 0.5)
+    monkeypatch.setattr(sandbox, "_ask", lambda _: asked_of(isolate.OTHER_EXIT))
+    with pytest.raises(OSError, match="given up after"):
+        sandbox.run(asked)
+
+
+def asked_of(code: int) -> dict:
+    """What the zygote answers of a process that ended so."""
+    return {"code": code, "timed_out": False, "peak_bytes": 0}
+
+
+def test_closing_a_sandbox_ends_its_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr(patience, "FIRST_WAIT", 100.0)
+    sandbox = Sandbox()
+    threading.Timer(1.0, sandbox.close).start()
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="closed"):
+        sandbox.run(frames_job(UNREADABLE, tmp_path / "out"))
+    assert time.monotonic() - began < 25
 
 
 def test_what_a_decoder_calls_an_input_error_is_damage_where_all_can_be_read(tmp_path):

@@ -112,7 +112,7 @@ def test_what_a_training_could_not_read_comes_back_with_the_same_bytes(
 
 
 @pytest.mark.parametrize("index", [False, True], ids=["tar", "tar and index"])
-@pytest.mark.parametrize("number", [0, 1, 3, 6])
+@pytest.mark.parametrize("number", [0, 1, 3, 4, 6])
 def test_a_lost_shard_comes_back(source, whole, out, tmp_path, number, index):
     named = ledger(tmp_path, out, number)
     name = Manifest.open(out).shards[number].name
