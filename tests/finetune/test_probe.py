@@ -422,7 +422,7 @@ def test_people_in_both_splits_are_told(place, capsys):
     train, test = table(), table()
     found = probe(train, test, ("calm", "glad"), **SETTINGS | {"neighbours": (1,)})
     assert found["shared_subjects"] == 4
-    known = {"labels": ["calm", "glad"], "read": {}, **found}
+    known = {"labels": ["calm", "glad"], "read": {}, "leaks": [], **found}
     driver.tell({**known, "privileged": []}, place)
     told = capsys.readouterr().out
     assert "4 subjects are in both splits" in told and "PRIVILEGED" not in told
