@@ -26,11 +26,12 @@ from kernels.exact.kernel_backward import (
 )
 from kernels.exact.sizes import Kernel, tiles_of
 from kernels.flashlite import kernel as plain_attention
-from kernels.flashlite.layout import heads_last
+from kernels.flashlite.layout import heads_last, rows_of
 from kernels.flashlite.sizes import INTERPRETED, Tiles
 from kernels.flashlite.tiles import (
     LOG2E,
     accumulate,
+    head,
     interpreted,
     load_bias,
     load_rows,
@@ -38,7 +39,6 @@ from kernels.flashlite.tiles import (
     place,
     product,
     programs,
-    rows_of,
     store_rows,
     strides,
     zero_rows,
@@ -67,13 +67,15 @@ def mass_kernel(
     q, k, lse, mass, q_b, q_h, q_n, k_b, k_h, k_n, scale2, H, N,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RAGGED: tl.constexpr, UPCAST: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """What a block of keys receives from all queries of a head."""
     i_b, i_h, o_row = place(H, N, ROWS)
     i_vector = (i_b * H + i_h) * N
-    q += i_b * q_b + i_h * q_h
+    q = head(q, i_b, i_h, q_b, q_h, ALIGNED)
     # [ROWS, D]
-    b_k, b_k_tail = load_rows(k + i_b * k_b + i_h * k_h, o_row, k_n, N, D, D0, D1, True, UPCAST)
+    p_k = head(k, i_b, i_h, k_b, k_h, ALIGNED)
+    b_k, b_k_tail = load_rows(p_k, o_row, k_n, N, D, D0, D1, True, UPCAST)
     b_mass = tl.full([ROWS], 0.0, tl.float32)
     full = N // COLUMNS * COLUMNS
     for start in range(0, full, COLUMNS):
@@ -122,6 +124,7 @@ def mix_kernel(
     scale2, residual_mix, taken, uniform, H, N,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RAGGED: tl.constexpr, UPCAST: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """O', Z and out (laid out like O') of a block of queries; taken = 1 − ε, uniform = ε/(1−ε)/N.
 
@@ -129,11 +132,12 @@ def mix_kernel(
     """
     i_b, i_h, o_row = place(H, N, ROWS)
     i_vector = (i_b * H + i_h) * N
-    k += i_b * k_b + i_h * k_h
-    v += i_b * v_b + i_h * v_h
+    k = head(k, i_b, i_h, k_b, k_h, ALIGNED)
+    v = head(v, i_b, i_h, v_b, v_h, ALIGNED)
     log_weight += i_b * N
     # [ROWS, D]
-    b_q, b_q_tail = load_rows(q + i_b * q_b + i_h * q_h, o_row, q_n, N, D, D0, D1, True, UPCAST)
+    p_q = head(q, i_b, i_h, q_b, q_h, ALIGNED)
+    b_q, b_q_tail = load_rows(p_q, o_row, q_n, N, D, D0, D1, True, UPCAST)
     b_lse = load_vector(lse + i_vector, o_row, N, 0.0, True) * LOG2E
     acc, acc_tail = zero_rows(ROWS, D0, D1)
     b_sum = tl.full([ROWS], 0.0, tl.float32)
@@ -150,14 +154,15 @@ def mix_kernel(
         )  # fmt: skip
     acc = acc / b_sum[:, None]
     acc_tail = acc_tail / b_sum[:, None]
-    i_out = i_b * out_b + i_h * out_h
-    store_rows(reweighted + i_out, acc, acc_tail, o_row, out_n, N, D, D0, D1)
-    p_plain = plain + i_b * plain_b + i_h * plain_h
+    p_re = head(reweighted, i_b, i_h, out_b, out_h, ALIGNED)
+    store_rows(p_re, acc, acc_tail, o_row, out_n, N, D, D0, D1)
+    p_plain = head(plain, i_b, i_h, plain_b, plain_h, ALIGNED)
     b_plain, b_plain_tail = load_rows(p_plain, o_row, plain_n, N, D, D0, D1, True, UPCAST)
     acc = (1.0 - residual_mix) * b_plain.to(tl.float32) + residual_mix * acc
     if D1 > 0:
         acc_tail = (1.0 - residual_mix) * b_plain_tail.to(tl.float32) + residual_mix * acc_tail
-    store_rows(out + i_out, acc, acc_tail, o_row, out_n, N, D, D0, D1)
+    p_out = head(out, i_b, i_h, out_b, out_h, ALIGNED)
+    store_rows(p_out, acc, acc_tail, o_row, out_n, N, D, D0, D1)
     tl.store(norm + i_vector + o_row, taken * b_sum, o_row < N)
 
 
@@ -166,7 +171,7 @@ def column_mass(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, 
     q, k = rows_of(q), rows_of(k)
     plain, lse = plain_attention.forward(q, k, v, None, scale)
     mass = torch.empty_like(lse)
-    grid, sizes, common = _launch("mass", q)
+    grid, sizes, common = _launch("mass", q, k)
     if q.numel():
         with torch.cuda.device_of(q):
             mass_kernel[grid](
@@ -192,7 +197,7 @@ def mix(
     out, reweighted = heads_last(q), heads_last(q)
     lse, log_weight = lse.contiguous(), weight.log().contiguous()
     norm = torch.empty_like(lse)
-    grid, sizes, common = _launch("mix", q)
+    grid, sizes, common = _launch("mix", q, k, v, plain, out)
     if q.numel():
         with torch.cuda.device_of(q):
             mix_kernel[grid](
@@ -222,13 +227,13 @@ def values_backward(
     q, k, v, grad, out, reweighted = (rows_of(x) for x in (q, k, v, grad, out, reweighted))
     lse, norm, weight = lse.contiguous(), norm.contiguous(), weight.contiguous()
     along, delta, d_alpha, dv = *(torch.empty_like(lse) for _ in range(3)), heads_last(q)
-    grid, sizes, common = _launch("values", q)
+    grid, sizes, common = _launch("values", q, k, v, grad, dv)
     tiles = Tiles(32, 0, 4, 1)
     if q.numel():
         with torch.cuda.device_of(q):
             terms_kernel[programs(q.shape[2], tiles, q.shape[0], q.shape[1])](
                 grad, out, reweighted, along, delta, *strides(grad, out, reweighted),
-                residual_mix, *sizes, **options(q, tiles),
+                residual_mix, *sizes, **options(tiles, grad, out, reweighted),
             )  # fmt: skip
             values_kernel[grid](
                 q, k, v, grad, lse, norm, weight, along, dv, d_alpha, *strides(q, k, v, grad, dv),
@@ -261,12 +266,12 @@ def scores_backward(
     factors = scale, scale * LOG2E.value, 1 - residual_mix, (1 - floor) * residual_mix
     if q.numel():
         with torch.cuda.device_of(q):
-            grid, sizes, common = _launch("dq", q)
+            grid, sizes, common = _launch("dq", q, k, v, grad, dq)
             dq_kernel[grid](
                 q, k, v, grad, *vectors, whole, dq, *strides(q, k, v, grad, dq), *factors,
                 *sizes, **common,
             )  # fmt: skip
-            grid, sizes, common = _launch("dk", q)
+            grid, sizes, common = _launch("dk", q, k, v, grad, dk)
             dk_kernel[grid](
                 q, k, v, grad, *vectors[:-1], whole, dk, *strides(q, k, v, grad, dk), *factors,
                 *sizes, **common,
@@ -274,11 +279,14 @@ def scores_backward(
     return dq, dk
 
 
-def _launch(kernel: Kernel, q: Tensor) -> tuple[tuple[int], tuple[int, int], dict]:
-    """Grid, (H, N) and compile-time arguments."""
+def _launch(kernel: Kernel, q: Tensor, *others: Tensor) -> tuple[tuple[int], tuple[int, int], dict]:
+    """Grid, (H, N) and compile-time arguments of a kernel over these tensors."""
     b, h, n, d = q.shape
     tiles = INTERPRETED
     if not interpreted:
         tiles = tiles_of(kernel, d, q.dtype, torch.cuda.get_device_capability(q.device)[0])
-    common = options(q, tiles) | {"COLUMNS": tiles.columns, "RAGGED": n % tiles.columns != 0}
+    common = options(tiles, q, *others) | {
+        "COLUMNS": tiles.columns,
+        "RAGGED": n % tiles.columns != 0,
+    }
     return programs(n, tiles, b, h), (h, n), common

@@ -20,6 +20,7 @@ import triton.language as tl
 from kernels.flashlite.tiles import (
     LOG2E,
     accumulate,
+    head,
     load_rows,
     place,
     product,
@@ -51,16 +52,17 @@ def row_dot(a, a_tail, b, b_tail, D1: tl.constexpr):
 def terms_kernel(
     grad_out, out, reweighted, along, delta,
     do_b, do_h, do_n, out_b, out_h, out_n, re_b, re_h, re_n, residual_mix, H, N,
-    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr, UPCAST: tl.constexpr,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    ROWS: tl.constexpr, UPCAST: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """D' = dOut · O', and δ nearly: its part of ε and of the statistics is left to `dq_kernel`."""
     i_b, i_h, o_row = place(H, N, ROWS)
     # [ROWS, D]
-    p_do = grad_out + i_b * do_b + i_h * do_h
+    p_do = head(grad_out, i_b, i_h, do_b, do_h, ALIGNED)
     b_do, b_do_tail = load_rows(p_do, o_row, do_n, N, D, D0, D1, True, UPCAST)
-    p_out = out + i_b * out_b + i_h * out_h
+    p_out = head(out, i_b, i_h, out_b, out_h, ALIGNED)
     b_out, b_out_tail = load_rows(p_out, o_row, out_n, N, D, D0, D1, True, UPCAST)
-    p_re = reweighted + i_b * re_b + i_h * re_h
+    p_re = head(reweighted, i_b, i_h, re_b, re_h, ALIGNED)
     b_re, b_re_tail = load_rows(p_re, o_row, re_n, N, D, D0, D1, True, UPCAST)
     b_along = row_dot(b_do, b_do_tail, b_re, b_re_tail, D1)
     b_delta = row_dot(b_do, b_do_tail, b_out, b_out_tail, D1) - residual_mix * b_along
@@ -103,15 +105,18 @@ def values_kernel(
     scale2, kept, reach, uniform, H, N,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RAGGED: tl.constexpr, UPCAST: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """dV of a block of keys, and this head's part of dL/dα of each key's frame."""
     i_b, i_h, o_row = place(H, N, ROWS)
     i_vector = (i_b * H + i_h) * N
-    q += i_b * q_b + i_h * q_h
-    grad_out += i_b * do_b + i_h * do_h
+    q = head(q, i_b, i_h, q_b, q_h, ALIGNED)
+    grad_out = head(grad_out, i_b, i_h, do_b, do_h, ALIGNED)
     # [ROWS, D]
-    b_k, b_k_tail = load_rows(k + i_b * k_b + i_h * k_h, o_row, k_n, N, D, D0, D1, True, UPCAST)
-    b_v, b_v_tail = load_rows(v + i_b * v_b + i_h * v_h, o_row, v_n, N, D, D0, D1, True, UPCAST)
+    p_k = head(k, i_b, i_h, k_b, k_h, ALIGNED)
+    b_k, b_k_tail = load_rows(p_k, o_row, k_n, N, D, D0, D1, True, UPCAST)
+    p_v = head(v, i_b, i_h, v_b, v_h, ALIGNED)
+    b_v, b_v_tail = load_rows(p_v, o_row, v_n, N, D, D0, D1, True, UPCAST)
     b_weight = load_vector(weight + i_b * N, o_row, N, 0.0, True)
     b_dv, b_dv_tail = zero_rows(ROWS, D0, D1)
     b_alpha = tl.full([ROWS], 0.0, tl.float32)
@@ -128,7 +133,8 @@ def values_kernel(
             q, grad_out, lse + i_vector, norm + i_vector, along + i_vector, full, q_n, do_n,
             scale2, kept, reach, uniform, N, D, D0, D1, COLUMNS, True, UPCAST,
         )  # fmt: skip
-    store_rows(dv + i_b * dv_b + i_h * dv_h, b_dv, b_dv_tail, o_row, dv_n, N, D, D0, D1)
+    p_dv = head(dv, i_b, i_h, dv_b, dv_h, ALIGNED)
+    store_rows(p_dv, b_dv, b_dv_tail, o_row, dv_n, N, D, D0, D1)
     tl.store(d_alpha + i_vector + o_row, b_alpha, o_row < N)
 
 
@@ -167,17 +173,19 @@ def dq_kernel(
     scale, scale2, kept, reach, H, N,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RAGGED: tl.constexpr, UPCAST: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """dQ of a block of queries. What was missing of their δ is found on the way and corrected."""
     i_b, i_h, o_row = place(H, N, ROWS)
     i_vector = (i_b * H + i_h) * N
-    k += i_b * k_b + i_h * k_h
-    v += i_b * v_b + i_h * v_h
+    k = head(k, i_b, i_h, k_b, k_h, ALIGNED)
+    v = head(v, i_b, i_h, v_b, v_h, ALIGNED)
     weight += i_b * N
     pull += i_b * N
     # [ROWS, D]
-    b_q, b_q_tail = load_rows(q + i_b * q_b + i_h * q_h, o_row, q_n, N, D, D0, D1, True, UPCAST)
-    p_do = grad_out + i_b * do_b + i_h * do_h
+    p_q = head(q, i_b, i_h, q_b, q_h, ALIGNED)
+    b_q, b_q_tail = load_rows(p_q, o_row, q_n, N, D, D0, D1, True, UPCAST)
+    p_do = head(grad_out, i_b, i_h, do_b, do_h, ALIGNED)
     b_do, b_do_tail = load_rows(p_do, o_row, do_n, N, D, D0, D1, True, UPCAST)
     b_lse = load_vector(lse + i_vector, o_row, N, float("inf"), True) * LOG2E
     b_reach = reach / load_vector(norm + i_vector, o_row, N, 1.0, True)
@@ -201,7 +209,8 @@ def dq_kernel(
         )  # fmt: skip
     acc = (acc - b_rest[:, None] * mean) * scale
     acc_tail = (acc_tail - b_rest[:, None] * mean_tail) * scale
-    store_rows(dq + i_b * dq_b + i_h * dq_h, acc, acc_tail, o_row, dq_n, N, D, D0, D1)
+    p_dq = head(dq, i_b, i_h, dq_b, dq_h, ALIGNED)
+    store_rows(p_dq, acc, acc_tail, o_row, dq_n, N, D, D0, D1)
     tl.store(whole_delta + i_vector + o_row, b_delta + b_rest, o_row < N)
 
 
@@ -237,15 +246,18 @@ def dk_kernel(
     scale, scale2, kept, reach, H, N,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RAGGED: tl.constexpr, UPCAST: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """dK of a block of keys; `delta` is the complete one."""
     i_b, i_h, o_row = place(H, N, ROWS)
     i_vector = (i_b * H + i_h) * N
-    q += i_b * q_b + i_h * q_h
-    grad_out += i_b * do_b + i_h * do_h
+    q = head(q, i_b, i_h, q_b, q_h, ALIGNED)
+    grad_out = head(grad_out, i_b, i_h, do_b, do_h, ALIGNED)
     # [ROWS, D]
-    b_k, b_k_tail = load_rows(k + i_b * k_b + i_h * k_h, o_row, k_n, N, D, D0, D1, True, UPCAST)
-    b_v, b_v_tail = load_rows(v + i_b * v_b + i_h * v_h, o_row, v_n, N, D, D0, D1, True, UPCAST)
+    p_k = head(k, i_b, i_h, k_b, k_h, ALIGNED)
+    b_k, b_k_tail = load_rows(p_k, o_row, k_n, N, D, D0, D1, True, UPCAST)
+    p_v = head(v, i_b, i_h, v_b, v_h, ALIGNED)
+    b_v, b_v_tail = load_rows(p_v, o_row, v_n, N, D, D0, D1, True, UPCAST)
     b_weight = load_vector(weight + i_b * N, o_row, N, 0.0, True)
     b_pull = load_vector(pull + i_b * N, o_row, N, 0.0, True)
     b_dk, b_dk_tail = zero_rows(ROWS, D0, D1)
@@ -262,5 +274,5 @@ def dk_kernel(
             q, grad_out, lse + i_vector, norm + i_vector, along + i_vector, delta + i_vector,
             full, q_n, do_n, scale2, kept, reach, N, D, D0, D1, COLUMNS, True, UPCAST,
         )  # fmt: skip
-    p_dk = dk + i_b * dk_b + i_h * dk_h
+    p_dk = head(dk, i_b, i_h, dk_b, dk_h, ALIGNED)
     store_rows(p_dk, b_dk * scale, b_dk_tail * scale, o_row, dk_n, N, D, D0, D1)

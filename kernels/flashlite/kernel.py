@@ -18,13 +18,14 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.flashlite.kernel_backward import dkv_kernel, dq_kernel
-from kernels.flashlite.layout import heads_last
+from kernels.flashlite.layout import heads_last, rows_of
 from kernels.flashlite.sizes import INTERPRETED, Kernel, Tiles, tiles_of
 from kernels.flashlite.tiles import (
     LN2,
     LOG2E,
     MAX_HEAD_DIM,
     accumulate,
+    head,
     interpreted,
     load_bias,
     load_rows,
@@ -32,7 +33,6 @@ from kernels.flashlite.tiles import (
     place,
     product,
     programs,
-    rows_of,
     store_rows,
     strides,
     zero_rows,
@@ -75,15 +75,17 @@ def forward_kernel(
     scale2, H, N,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RAGGED: tl.constexpr, UPCAST: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """out = softmax(scale q kᵀ + bias) v and its natural log-sum-exp, for a block of queries."""
     i_b, i_h, o_row = place(H, N, ROWS)
-    k += i_b * k_b + i_h * k_h
-    v += i_b * v_b + i_h * v_h
+    k = head(k, i_b, i_h, k_b, k_h, ALIGNED)
+    v = head(v, i_b, i_h, v_b, v_h, ALIGNED)
     if bias is not None:
         bias += i_b * bias_b + i_h * bias_h
     # [ROWS, D]
-    b_q, b_q_tail = load_rows(q + i_b * q_b + i_h * q_h, o_row, q_n, N, D, D0, D1, True, UPCAST)
+    p_q = head(q, i_b, i_h, q_b, q_h, ALIGNED)
+    b_q, b_q_tail = load_rows(p_q, o_row, q_n, N, D, D0, D1, True, UPCAST)
     acc, acc_tail = zero_rows(ROWS, D0, D1)
     b_max = tl.full([ROWS], float("-inf"), tl.float32)
     b_sum = tl.full([ROWS], 0.0, tl.float32)
@@ -100,7 +102,8 @@ def forward_kernel(
         )  # fmt: skip
     acc = acc / b_sum[:, None]
     acc_tail = acc_tail / b_sum[:, None]
-    store_rows(out + i_b * out_b + i_h * out_h, acc, acc_tail, o_row, out_n, N, D, D0, D1)
+    p_out = head(out, i_b, i_h, out_b, out_h, ALIGNED)
+    store_rows(p_out, acc, acc_tail, o_row, out_n, N, D, D0, D1)
     b_lse = (b_max + tl.math.log2(b_sum)) * LN2
     tl.store(lse + (i_b * H + i_h) * N + o_row, b_lse, o_row < N)
 
@@ -109,14 +112,14 @@ def forward_kernel(
 def key_energy_kernel(
     k, energy, k_b, k_h, k_n, H, N,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    ROWS: tl.constexpr, UPCAST: tl.constexpr,
+    ROWS: tl.constexpr, UPCAST: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Mean square of a block of keys over heads and head dim; every element of K is read once."""
     i_b, _, o_row = place(1, N, ROWS)
     total = tl.full([ROWS], 0.0, tl.float32)
     for i_h in range(0, H):
         # [ROWS, D]
-        p_k = k + i_b * k_b + i_h * k_h
+        p_k = head(k, i_b, i_h, k_b, k_h, ALIGNED)
         b_k, b_k_tail = load_rows(p_k, o_row, k_n, N, D, D0, D1, True, UPCAST)
         b_k = b_k.to(tl.float32)
         total += tl.sum(b_k * b_k, 1)
@@ -171,7 +174,7 @@ def forward(
             forward_kernel[programs(n, tiles, b, h)](
                 q, k, v, bias, out, lse, *strides(q, k, v), *bias_strides, *strides(out),
                 scale * LOG2E.value, h, n, COLUMNS=tiles.columns, RAGGED=n % tiles.columns != 0,
-                **options(q, tiles),
+                **options(tiles, q, k, v, out),
             )  # fmt: skip
     return out, lse
 
@@ -210,13 +213,15 @@ def backward(
                 q, k, v, bias, out, grad_out, lse, delta, dq,
                 *strides(q, k, v), *bias_strides, *strides(out, grad_out, dq),
                 scale, scale * LOG2E.value, h, n,
-                COLUMNS=for_dq.columns, RAGGED=n % for_dq.columns != 0, **options(q, for_dq),
+                COLUMNS=for_dq.columns, RAGGED=n % for_dq.columns != 0,
+                **options(for_dq, q, k, v, out, grad_out, dq),
             )  # fmt: skip
             dkv_kernel[programs(n, for_dkv, b, h)](
                 q, k, v, bias, grad_out, lse, delta, dk, dv,
                 *strides(q, k, v), *bias_strides, *strides(grad_out, dk),
                 scale, scale * LOG2E.value, h, n,
-                COLUMNS=for_dkv.columns, RAGGED=n % for_dkv.columns != 0, **options(q, for_dkv),
+                COLUMNS=for_dkv.columns, RAGGED=n % for_dkv.columns != 0,
+                **options(for_dkv, q, k, v, grad_out, dk),
             )  # fmt: skip
     return dq, dk, dv
 
@@ -230,7 +235,7 @@ def key_energy(k: Tensor) -> Tensor:
     if k.numel():
         with torch.cuda.device_of(k):
             key_energy_kernel[programs(n, tiles, b)](
-                k, energy, *strides(k), h, n, **options(k, tiles)
+                k, energy, *strides(k), h, n, **options(tiles, k)
             )
     return energy
 

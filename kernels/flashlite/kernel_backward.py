@@ -13,6 +13,7 @@ import triton.language as tl
 from kernels.flashlite.tiles import (
     LOG2E,
     accumulate,
+    head,
     load_bias,
     load_rows,
     place,
@@ -51,18 +52,20 @@ def dq_kernel(
     scale, scale2, H, N,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RAGGED: tl.constexpr, UPCAST: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """dQ of a block of queries, and their delta = dOut · out, which the dK/dV kernel reads."""
     i_b, i_h, o_row = place(H, N, ROWS)
-    k += i_b * k_b + i_h * k_h
-    v += i_b * v_b + i_h * v_h
+    k = head(k, i_b, i_h, k_b, k_h, ALIGNED)
+    v = head(v, i_b, i_h, v_b, v_h, ALIGNED)
     if bias is not None:
         bias += i_b * bias_b + i_h * bias_h
     # [ROWS, D]
-    b_q, b_q_tail = load_rows(q + i_b * q_b + i_h * q_h, o_row, q_n, N, D, D0, D1, True, UPCAST)
-    p_do = grad_out + i_b * do_b + i_h * do_h
+    p_q = head(q, i_b, i_h, q_b, q_h, ALIGNED)
+    b_q, b_q_tail = load_rows(p_q, o_row, q_n, N, D, D0, D1, True, UPCAST)
+    p_do = head(grad_out, i_b, i_h, do_b, do_h, ALIGNED)
     b_do, b_do_tail = load_rows(p_do, o_row, do_n, N, D, D0, D1, True, UPCAST)
-    p_out = out + i_b * out_b + i_h * out_h
+    p_out = head(out, i_b, i_h, out_b, out_h, ALIGNED)
     b_out, b_out_tail = load_rows(p_out, o_row, out_n, N, D, D0, D1, True, UPCAST)
     b_delta = tl.sum(b_out.to(tl.float32) * b_do.to(tl.float32), 1)
     if D1 > 0:
@@ -83,7 +86,7 @@ def dq_kernel(
             b_q, b_q_tail, b_do, b_do_tail, acc, acc_tail, b_lse, b_delta, k, v, bias, full,
             k_n, v_n, scale2, N, D, D0, D1, COLUMNS, True, UPCAST,
         )  # fmt: skip
-    p_dq = dq + i_b * dq_b + i_h * dq_h
+    p_dq = head(dq, i_b, i_h, dq_b, dq_h, ALIGNED)
     store_rows(p_dq, acc * scale, acc_tail * scale, o_row, dq_n, N, D, D0, D1)
 
 
@@ -123,18 +126,21 @@ def dkv_kernel(
     scale, scale2, H, N,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RAGGED: tl.constexpr, UPCAST: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """dK and dV (both laid out by `dk_*`) of a block of keys."""
     i_b, i_h, o_row = place(H, N, ROWS)
-    q += i_b * q_b + i_h * q_h
-    grad_out += i_b * do_b + i_h * do_h
+    q = head(q, i_b, i_h, q_b, q_h, ALIGNED)
+    grad_out = head(grad_out, i_b, i_h, do_b, do_h, ALIGNED)
     lse += (i_b * H + i_h) * N
     delta += (i_b * H + i_h) * N
     if bias is not None:
         bias += i_b * bias_b + i_h * bias_h
     # [ROWS, D]
-    b_k, b_k_tail = load_rows(k + i_b * k_b + i_h * k_h, o_row, k_n, N, D, D0, D1, True, UPCAST)
-    b_v, b_v_tail = load_rows(v + i_b * v_b + i_h * v_h, o_row, v_n, N, D, D0, D1, True, UPCAST)
+    p_k = head(k, i_b, i_h, k_b, k_h, ALIGNED)
+    b_k, b_k_tail = load_rows(p_k, o_row, k_n, N, D, D0, D1, True, UPCAST)
+    p_v = head(v, i_b, i_h, v_b, v_h, ALIGNED)
+    b_v, b_v_tail = load_rows(p_v, o_row, v_n, N, D, D0, D1, True, UPCAST)
     b_bias = load_bias(bias, o_row, N, True)
     b_dk, b_dk_tail = zero_rows(ROWS, D0, D1)
     b_dv, b_dv_tail = zero_rows(ROWS, D0, D1)
@@ -151,6 +157,7 @@ def dkv_kernel(
             q, grad_out, lse, delta, full, q_n, do_n, scale2, N,
             D, D0, D1, COLUMNS, True, UPCAST,
         )  # fmt: skip
-    i_out = i_b * dk_b + i_h * dk_h
-    store_rows(dk + i_out, b_dk * scale, b_dk_tail * scale, o_row, dk_n, N, D, D0, D1)
-    store_rows(dv + i_out, b_dv, b_dv_tail, o_row, dk_n, N, D, D0, D1)
+    p_dk = head(dk, i_b, i_h, dk_b, dk_h, ALIGNED)
+    store_rows(p_dk, b_dk * scale, b_dk_tail * scale, o_row, dk_n, N, D, D0, D1)
+    p_dv = head(dv, i_b, i_h, dk_b, dk_h, ALIGNED)
+    store_rows(p_dv, b_dv, b_dv_tail, o_row, dk_n, N, D, D0, D1)

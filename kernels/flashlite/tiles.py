@@ -41,25 +41,22 @@ def cut(head_dim: int) -> tuple[int, int]:
     return (main, tail) if main >= 16 and main + tail < padded else (padded, 0)
 
 
-def rows_of(x: Tensor) -> Tensor:
-    """`x` with a contiguous last axis, copied only where it has none."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def strides(*tensors: Tensor) -> list[int]:
     """Strides of batch, head and token of each."""
     return [stride for x in tensors for stride in x.stride()[:3]]
 
 
-def options(q: Tensor, tiles: Tiles) -> dict:
-    """Compile-time arguments that every kernel over q, k, v takes."""
+def options(tiles: Tiles, q: Tensor, *others: Tensor) -> dict:
+    """Compile-time arguments of a kernel over q and `others`, all [B, H, N, D] of one dtype."""
     d0, d1 = cut(q.shape[3])
+    offsets = [stride for x in (q, *others) for stride in x.stride()[:2]]
     return {
         "D": q.shape[3],
         "D0": d0,
         "D1": d1,
         "ROWS": tiles.rows,
         "UPCAST": interpreted and q.dtype == torch.bfloat16,
+        "ALIGNED": all(offset % 8 == 0 for offset in offsets),
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
         "enable_fp_fusion": True,
@@ -79,6 +76,19 @@ def place(H, N, ROWS: tl.constexpr):
     i_head = (tl.program_id(0) // blocks).to(tl.int64)
     o_row = i_row.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     return i_head // H, i_head % H, o_row
+
+
+@triton.jit
+def head(p, i_b, i_h, p_b, p_h, ALIGNED: tl.constexpr):
+    """Where a head's rows begin; if ALIGNED, at a multiple of 8 elements.
+
+    Triton knows of a stride whether 16 divides it. Of 88, the distance between heads of that head
+    dim, it knows nothing, and would read one element at a time.
+    """
+    offset = i_b * p_b + i_h * p_h
+    if ALIGNED:
+        offset = tl.multiple_of(offset, 8)
+    return p + offset
 
 
 @triton.jit

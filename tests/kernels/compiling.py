@@ -1,21 +1,35 @@
 """Compiling kernels for GPUs that are not here: real machine code, and what it needs to run.
 
-Owns the subprocess in which Triton compiles, because the interpreter must be off there, and the
-reading of the assembler's report. `compiled` for one kernel, `compile_all` for many in one go.
+Owns what a launch looks like to Triton (`launch`), the subprocess in which Triton compiles, because
+the interpreter must be off there (`compile_all`), and the reading of the assembler's report.
 """
 
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
+
+from kernels.flashlite.layout import heads_last
+from kernels.flashlite.sizes import Tiles
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 SPILL_LIMIT = 64
+MATRIX_UNITS = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+"""The instruction of each generation's matrix units, as PTX spells it."""
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FUSED = ("q", "k", "v")
+HEADS_LAST = ("out", "do", "dq", "dk", "dv", "plain", "re")
+SCALARS = ("scale", "scale2", "residual_mix", "taken", "uniform", "kept", "reach")
+VECTORS = ("bias", "lse", "delta", "energy", "mass", "log_weight", "norm", "weight", "along")
+VECTORS += ("whole_delta", "pull", "d_alpha")
 
 
 @dataclass(frozen=True)
@@ -41,13 +55,13 @@ class Job:
 @dataclass(frozen=True)
 class Report:
     """What a compiled kernel needs: shared memory in bytes, registers a thread, spilled bytes a
-    thread (stores and loads), whether it uses Hopper's matrix instruction, and whether any product
-    rounds float32 to 19 bits."""
+    thread (stores and loads), which of `MATRIX_UNITS` it uses, and whether any product rounds
+    float32 to 19 bits."""
 
     shared: int
     registers: int
     spills: int
-    wgmma: bool
+    matrix: list[str]
     tf32: bool
 
     def complaints(self, arch: int) -> list[str]:
@@ -60,25 +74,55 @@ class Report:
         return found
 
 
-def specialised_to_one(job: Job) -> Job:
-    """Triton turns a number that is 1 at the launch into a constant, which must compile as well."""
-    ones = {n: 1 for n in ("H", "N", "q_n", "k_n", "v_h", "bias_b") if n in job.signature}
-    types = {name: kind for name, kind in job.signature.items() if name not in ones}
-    return replace(job, signature=types, constexprs=job.constexprs | ones)
-
-
-def compiled(
+def launch(
     module: str,
     function: str,
-    signature: dict[str, str],
-    constexprs: dict[str, object],
-    arch: int,
-    num_warps: int,
-    num_stages: int,
-) -> Report:
-    """One kernel for sm_`arch`; see `Job`."""
-    job = Job(module, function, signature, constexprs, num_warps, num_stages)
-    return compile_all([job], arch)[0]
+    tiles: Tiles,
+    head_dim: int,
+    dtype: str,
+    *,
+    heads: int = 12,
+    tokens: int = 1568,
+    **constants: object,
+) -> Job:
+    """The launch of a kernel on views of a fused projection, as Triton specialises it.
+
+    A number that 16 divides is known as such, one that is 1 becomes a constant. The last block is
+    taken to be ragged, which holds the code of whole ones too; `constants` are further compile-time
+    arguments, or other values of these.
+    """
+    from kernels.flashlite.tiles import cut
+
+    d0, d1 = cut(head_dim)
+    numbers = integers(head_dim, heads, tokens)
+    fixed = {"D": head_dim, "D0": d0, "D1": d1, "ROWS": tiles.rows, "COLUMNS": tiles.columns}
+    fixed |= {"RAGGED": True, "UPCAST": False, "ALIGNED": head_dim % 8 == 0}
+    fixed |= {name: 1 for name, value in numbers.items() if value == 1} | constants
+    names = getattr(importlib.import_module(module), function).arg_names
+    types = {name: kind(name, numbers, dtype) for name in names if name not in fixed}
+    fixed = {name: value for name, value in fixed.items() if name in names}
+    return Job(module, function, types, fixed, tiles.warps, tiles.stages)
+
+
+def integers(head_dim: int, heads: int, tokens: int) -> dict[str, int]:
+    """Every number a launch passes: sizes, and strides of batch, head and token."""
+    fused = torch.empty(2, tokens, 3, heads, head_dim, device="meta").permute(2, 0, 3, 1, 4)
+    layouts = dict.fromkeys(FUSED, fused[0]) | dict.fromkeys(HEADS_LAST, heads_last(fused[0]))
+    strides = {
+        f"{name}_{axis}": stride
+        for name, x in layouts.items()
+        for axis, stride in zip("bhn", x.stride()[:3], strict=True)
+    }
+    return strides | {"bias_b": tokens, "bias_h": 0, "H": heads, "N": tokens}
+
+
+def kind(name: str, numbers: dict[str, int], dtype: str) -> str:
+    """The type of a kernel's parameter; see `Job`."""
+    if name in numbers:
+        return "i32:16" if numbers[name] % 16 == 0 else "i32"
+    if name in SCALARS:
+        return "fp32"
+    return "*fp32" if name in VECTORS else f"*{dtype}"
 
 
 def compile_all(jobs: list[Job], arch: int) -> list[Report]:
@@ -97,8 +141,6 @@ def compile_all(jobs: list[Job], arch: int) -> list[Report]:
 
 
 def _compile(job: Job, arch: int) -> Report:
-    import importlib
-
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -121,8 +163,8 @@ def _compile(job: Job, arch: int) -> Report:
     )
     ptx = kernel.asm["ptx"]
     registers, spills = _assemble(ptx, arch)
-    wgmma = "wgmma.mma_async" in ptx
-    return Report(kernel.metadata.shared, registers, spills, wgmma, "tf32" in ptx)
+    matrix = [instruction for instruction in MATRIX_UNITS.values() if instruction in ptx]
+    return Report(kernel.metadata.shared, registers, spills, matrix, "tf32" in ptx)
 
 
 def _assemble(ptx: str, arch: int) -> tuple[int, int]:
