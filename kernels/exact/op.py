@@ -48,8 +48,8 @@ def exact_attention(
 
     Source: Yoon, Cho, Park, Brémond, "Reweighting Framewise Attention in Video Transformers for
     Facial Expression Understanding", ECCV 2026 (arXiv 2606.30611). No map of N × N is held, except
-    by the backends `reference` and, for short sequences (`chunked.KEPT`), `sdpa`. Gradients are
-    those of the published form, through the statistics.
+    by `reference` and, on the CPU, where it is no larger than q, k, v and the output together, by
+    `sdpa` (`chunked.new_memo`). Gradients are those of the published form, through the statistics.
 
     Args:
         q, k, v: [B, H, N, D] of one dtype and device, any strides, tokens in frame-major order.
@@ -122,7 +122,7 @@ def exact_attention_with_importance(
     return out, importance.detach()
 
 
-@torch.library.custom_op("mira::exact_column_mass", mutates_args=())
+@torch.library.custom_op("mira::exact_masses", mutates_args=())
 def exact_column_mass(
     q: Tensor, k: Tensor, v: Tensor, scale: float, passes: str
 ) -> tuple[Tensor, Tensor, Tensor]:

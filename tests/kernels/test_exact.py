@@ -11,6 +11,7 @@ from kernels.exact.op import BACKENDS
 from kernels.exact.weights import frame_weights
 from kernels.flashlite import flashlite_attention
 from kernels.marginals import MiraConstants
+from tests.kernels.conftest import NATIVE
 from tests.kernels.tolerances import GRADIENT, assert_as_good_as_plain
 from tests.mira.golden import constants as golden_constants
 from tests.mira.golden import load, names, relative_error
@@ -33,6 +34,8 @@ AWKWARD = [
     pytest.param((1, 1, 16, 6, 88), id="N96 D88 16 frames"),
     pytest.param((1, 2, 8, 8, 33), id="N64 D33"),
     pytest.param((1, 1, 33, 1, 32), id="N33 D32 one token a frame"),
+    pytest.param((1, 1, 2, 17, 136), id="N34 D136"),
+    pytest.param((2, 3, 5, 9, 24), id="N45 D24 two clips of three heads"),
 ]
 
 
@@ -149,20 +152,30 @@ def check_low_precision(shape, dtype, statistics, constants, backend, device):
     options = {"statistics": source(statistics), "constants": constants}
     exact, plain = rounded(tensors, shape, dtype, **options)
     found = everything(tensors, shape, backend=backend, **options)
+    # The interpreter cuts bfloat16 off where a GPU rounds, which doubles the error.
+    cut = 2 if dtype == torch.bfloat16 and backend == "triton" and not NATIVE else 1
     assert found[0].dtype == found[2].dtype == dtype
     for name, ours, theirs, truth in zip(
         ("out", "importance", "dq", "dk", "dv"), found, plain, exact, strict=True
     ):
         factor = GRADIENT if name.startswith("d") else 2.0
-        assert_as_good_as_plain(ours, theirs, truth, factor=factor, name=name)
+        assert_as_good_as_plain(ours, theirs, truth, factor=cut * factor, name=name)
 
 
-TRITON_DTYPES = [torch.float32, torch.float16]
-if torch.cuda.is_available():
-    TRITON_DTYPES.append(torch.bfloat16)
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_is_as_good_as_plain_pytorch(backend, dtype, device):
+    shape = (2, 2, 4, 12, 32)
+    reason = BACKENDS[backend].unavailable(torch.empty(1, 1, 1, 32, dtype=dtype, device=device))
+    if reason:
+        pytest.skip(reason)
+    check_low_precision(shape, dtype, "instance", PUBLISHED, backend, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", AWKWARD)
 def test_triton_is_as_good_as_plain_pytorch(shape, dtype, device):
     statistics = "instance" if shape[0] == 1 else "batch"
@@ -174,8 +187,18 @@ def test_triton_gradients_go_through_all_statistics(statistics, device):
     check_low_precision((2, 1, 3, 12, 16), torch.float32, statistics, FREE, "triton", device)
 
 
+def test_triton_reads_tensors_whose_last_axis_is_strided(device):
+    shape = (1, 2, 4, 9, 24)
+    tensors = inputs(shape, torch.float32, device)
+    turned = [x.mT.contiguous().mT for x in tensors]
+    assert all(x.stride(-1) != 1 for x in turned)
+    options = {"statistics": "instance", "constants": PUBLISHED, "backend": "triton"}
+    found, expected = (everything(x, shape, **options) for x in (turned, tensors))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
 @pytest.mark.usefixtures("map_kept_or_not")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("statistics", ALL)
 def test_sdpa_in_low_precision_is_as_good_as_plain_pytorch(dtype, statistics):
     check_low_precision((2, 2, 4, 12, 32), dtype, statistics, PUBLISHED, "sdpa", "cpu")
@@ -321,16 +344,23 @@ def test_no_map_of_n_by_n_exists_forward_or_backward(threads, monkeypatch):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 64])
-def test_a_map_is_kept_only_where_it_is_no_larger_than_what_it_is_made_of(threads, monkeypatch):
-    """N = 4 D keeps one map of as many elements as q, k, v and out; one token more keeps none."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_map_is_kept_only_where_it_is_no_larger_than_what_it_is_made_of(
+    dtype, threads, monkeypatch
+):
+    """N = 4 D keeps one map of as many bytes as q, k, v and out; one token more keeps none.
+
+    It was N = 4 D in 16 bits too, where the map takes twice those bytes: there it is 2 D.
+    """
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     b, h, d = 2, 4, 8
-    for n, maps in ((4 * d, 1), (4 * d + 1, 0)):
+    longest = 2 * d if dtype == torch.bfloat16 else 4 * d
+    for n, maps in ((longest, 1), (longest + 1, 0)):
         largest, saved = LargestTensor(), []
         with monkeypatch.context() as patched:
             for name in PASSES:
                 patched.setattr(chunked, name, watched(getattr(chunked, name), largest))
-            q, k, v, grad = inputs((b, h, 1, n, d), torch.float32)
+            q, k, v, grad = inputs((b, h, 1, n, d), dtype)
             leaves = [x.detach().requires_grad_() for x in (q, k, v)]
             options = {"frames": 1, "constants": PUBLISHED, "statistics": "instance"}
             with torch.autograd.graph.saved_tensors_hooks(
@@ -338,7 +368,8 @@ def test_a_map_is_kept_only_where_it_is_no_larger_than_what_it_is_made_of(thread
             ):
                 out = exact_attention(*leaves, **options, backend="sdpa")
             out.backward(grad)
-        assert sum(x.numel() == b * h * n * n for x in saved) == maps
+        kept = [x.nbytes for x in saved if x.shape == (b, h, n, n)]
+        assert len(kept) == maps and sum(kept) <= 4 * q.numel() * dtype.itemsize
         assert largest.elements <= (b * h * n * n if maps else b * h * n * n // 2)
         assert sum(x.numel() for x in saved) < (5 + 4 * maps) * b * h * n * d
 
@@ -467,4 +498,3 @@ def test_backends_that_cannot_run_say_why(device):
         exact_attention(q, k, v, backend="flash_attn", **options)
     with pytest.raises(RuntimeError, match="float64; choose backend='sdpa'"):
         exact_attention(q, k, v, backend="triton", **options)
-    assert list(BACKENDS) == ["triton", "sdpa", "flash_attn", "reference"]
