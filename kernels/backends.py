@@ -1,7 +1,8 @@
-"""Choosing how an operation is computed: by name, or the fastest that the device has.
+"""Choosing how an operation is computed: by name, or by device.
 
 Owns the rule that nothing is chosen in silence: a backend that was named runs or raises, and one
-that was chosen is logged once. It knows no operation; each has its own table of backends.
+that was chosen, Triton on CUDA and SDPA elsewhere, is logged once. It knows no operation; each has
+its own table of backends, whose names are those of `BackendName`.
 """
 
 import logging
@@ -32,6 +33,8 @@ class Backend:
 
 def pick(operation: str, table: Mapping[str, Backend], name: str | None, q: Tensor) -> Backend:
     """The backend called `name`; without a name Triton on CUDA and SDPA elsewhere, logged once.
+
+    The first call outside `torch.compile` logs it; a compiled one cannot.
 
     Args:
         operation: for messages.

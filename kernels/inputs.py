@@ -57,9 +57,11 @@ def _check_forward_mode(*tensors: Tensor) -> None:
 
 
 def check_heads(name: str, x: Tensor) -> None:
-    """ValueError unless x is [B, H, N, D] of floating point."""
+    """ValueError unless x is [B, H, N, D] of floating point, D at least 1."""
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"{name} must be [B, H, N, D] of floating point, not {describe(x)}")
+    if x.shape[3] < 1:
+        raise ValueError(f"{name} must have a head dim D of at least 1, not {describe(x)}")
 
 
 def describe(x: Tensor) -> str:

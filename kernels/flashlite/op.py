@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from kernels.backends import Backend, BackendName, anywhere, pick
 from kernels.flashlite import reference
-from kernels.flashlite.layout import heads_last
+from kernels.flashlite.layout import heads_last, rows_of
 from kernels.inputs import check_heads, describe, prepared
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -48,14 +48,18 @@ def flashlite_attention(
         [B, H, N, D] in v's dtype.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, dropout, or an unknown backend.
+        ValueError: shapes, dtypes or devices that do not fit, dropout, an unknown backend, or
+            `flash_attn` with a bias and a scale of 0.
         RuntimeError: the backend cannot run here; says why and what to do.
     """
     q, k, v, factor = prepared(q, k, v, scale=scale, dropout_p=dropout_p)
     if key_bias is not None:
         _check_bias(key_bias, q)
         key_bias = key_bias.detach()
-    return pick("flashlite_attention", BACKENDS, backend, q).run(q, k, v, key_bias, factor)
+    chosen = pick("flashlite_attention", BACKENDS, backend, q)
+    if not q.numel():  # no clips, heads or tokens; not every backend takes that
+        return q + k + v
+    return chosen.run(q, k, v, key_bias, factor)
 
 
 def key_energy(k: Tensor, *, backend: BackendName | None = None) -> Tensor:
@@ -63,7 +67,8 @@ def key_energy(k: Tensor, *, backend: BackendName | None = None) -> Tensor:
 
     Args:
         k: [B, H, N, D], any strides.
-        backend: as for `flashlite_attention`; what has no kernel of its own uses plain PyTorch.
+        backend: as for `flashlite_attention`; those without a row in `ENERGY_BACKENDS` use plain
+            PyTorch.
 
     Returns:
         [B, N] float32, or float64 for float64 keys.
@@ -73,7 +78,8 @@ def key_energy(k: Tensor, *, backend: BackendName | None = None) -> Tensor:
         RuntimeError: the backend cannot run here.
     """
     check_heads("k", k)
-    return pick("key_energy", ENERGY_BACKENDS, backend, k).run(k.detach())
+    table = dict.fromkeys(BACKENDS, PLAIN_ENERGY) | ENERGY_BACKENDS
+    return pick("key_energy", table, backend, k).run(k.detach())
 
 
 @torch.library.custom_op("mira::flashlite_forward", mutates_args=())
@@ -161,12 +167,24 @@ def _run_sdpa(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, scale: f
     Another dtype is misread by some fused kernels; a far-off constant, which changes nothing, makes
     cuDNN's backward return NaN: so the largest bias is moved to 0.
     """
-    mask = None
+    d, mask = q.shape[3], None
+    q, k, v = (_fusable(x) for x in (q, k, v))
     if key_bias is not None:
         centred = key_bias - key_bias.amax(-1, keepdim=True)
         per_head = centred if key_bias.ndim == 3 else centred[:, None]  # [B, H or 1, N]
         mask = per_head[:, :, None].to(q.dtype)
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    found = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return found if found.shape[3] == d else found[..., :d]
+
+
+def _fusable(x: Tensor) -> Tensor:
+    """[B, H, N, D] as fused kernels take it; else PyTorch falls back to a form that holds the map.
+
+    They want a contiguous last axis, and on CUDA one that is a multiple of 8 long: zeros are added,
+    which change neither q·k nor the first D columns of the result.
+    """
+    d = x.shape[3]
+    return functional.pad(x, (0, -d % 8)) if x.is_cuda and d % 8 else rows_of(x)
 
 
 def _run_flash_attn(
@@ -174,13 +192,17 @@ def _run_flash_attn(
 ) -> Tensor:
     """flash-attn takes no bias, so two channels carry it: [q, 1, 1] · [k, high, low].
 
-    high + low is bias / scale, in two parts because one would keep only 8 bits of it in bfloat16;
-    so it must be finite here, and so must its quotient by the scale.
+    high + low is bias / scale, in two parts because one would keep only 8 bits of it in bfloat16.
     """
     from flash_attn import flash_attn_func
 
     d = q.shape[3]
     if key_bias is not None:
+        if scale == 0.0:
+            raise ValueError(
+                "scale must not be 0 with a key_bias and backend 'flash_attn', whose keys carry "
+                "bias / scale; choose backend='triton' or 'sdpa'"
+            )
         q, k, v = _with_bias_channels(q, k, v, key_bias / scale)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, N, H, D], as flash-attn wants it
     return flash_attn_func(q, k, v, softmax_scale=scale)[..., :d].transpose(1, 2)
@@ -189,7 +211,13 @@ def _run_flash_attn(
 def _with_bias_channels(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v [B, H, N, D + 2 and up to the next multiple of 8], with bias inside q·k."""
+    """q, k, v [B, H, N, D + 2 and up to the next multiple of 8], with bias inside q·k.
+
+    A bias of -inf becomes a finite one, far below any other: -inf less itself, the second channel,
+    would be NaN. Only a query without any key left then differs, in that it sees all keys.
+    """
+    limit = torch.finfo(q.dtype).max / 2
+    bias = bias.clamp(-limit, limit)
     per_head = (bias if bias.ndim == 3 else bias[:, None]).expand(q.shape[:3])
     high = per_head.to(q.dtype)
     low = (per_head - high.to(bias.dtype)).to(q.dtype)
@@ -221,12 +249,9 @@ BACKENDS: dict[str, Backend] = {
     "flash_attn": Backend(_run_flash_attn, _flash_attn_unavailable),
     "reference": Backend(reference.attention, anywhere),
 }
-ENERGY_BACKENDS: dict[str, Backend] = {
-    "triton": Backend(key_energy_op, triton_unavailable),
-    "sdpa": Backend(reference.key_energy, anywhere),
-    "flash_attn": Backend(reference.key_energy, anywhere),
-    "reference": Backend(reference.key_energy, anywhere),
-}
+ENERGY_BACKENDS = {"triton": Backend(key_energy_op, triton_unavailable)}
+PLAIN_ENERGY = Backend(reference.key_energy, anywhere)
+"""Key energy for the backends that have no kernel of their own for it."""
 
 
 def _check_bias(key_bias: Tensor, q: Tensor) -> None:

@@ -1,12 +1,18 @@
 """The rule for choosing how an operation is computed."""
 
 import logging
+from typing import get_args
 
 import pytest
 import torch
 
+import mira
 from kernels import backends
-from kernels.backends import Backend, anywhere, pick
+from kernels.backends import Backend, BackendName, anywhere, pick
+from kernels.exact import op as exact
+from kernels.exact.reference import exact_reference
+from kernels.flashlite import op as flashlite
+from kernels.flashlite import reference
 
 Q = torch.zeros(1, 1, 2, 4)
 TABLE = {
@@ -66,3 +72,20 @@ def test_what_was_named_is_not_logged(caplog):
     with caplog.at_level(logging.INFO, logger="kernels.backends"):
         pick("attention", TABLE, "sdpa", Q)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("operation", [flashlite, exact], ids=["flashlite", "exact"])
+def test_what_a_configuration_may_name_is_what_exists(operation):
+    assert sorted(operation.BACKENDS) == sorted(get_args(BackendName))
+
+
+@pytest.mark.parametrize("mode", ["flashlite", "exact"])
+def test_a_new_backend_is_one_row_of_its_operation(mode, monkeypatch):
+    """It has no key energy of its own, which FlashLite needs."""
+    monkeypatch.setitem(flashlite.BACKENDS, "mine", Backend(reference.attention, anywhere))
+    monkeypatch.setitem(exact.BACKENDS, "mine", Backend(exact_reference, anywhere))
+    q, k, v = torch.randn(3, 2, 2, 6, 8).unbind()
+    found, expected = (
+        mira.attention(q, k, v, frames=3, mode=mode, backend=name) for name in ("mine", "reference")
+    )
+    assert torch.equal(found, expected)

@@ -7,11 +7,12 @@ import types
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from kernels import marginals
 from kernels.exact import exact_attention
-from kernels.flashlite import flashlite_attention, key_energy, reference
+from kernels.flashlite import flashlite_attention, key_energy, op, reference
 from tests.kernels.conftest import NATIVE
 from tests.kernels.tolerances import GRADIENT, OUTPUT, assert_as_good_as_plain
 from tests.mira import golden
@@ -82,15 +83,18 @@ def test_triton_is_as_good_as_plain_at_any_length(n, bias, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("d", [1, 7, 24, 64, 80, 88, 112, 128])
+@pytest.mark.parametrize("d", [1, 7, 24, 64, 80, 88, 112, 128, 136, 256])
 def test_triton_is_as_good_as_plain_at_any_head_dim(d, dtype, device):
     check("triton", fused(2, 1, 45, d, dtype, device), torch.randn(2, 45).to(device), 0.3, dtype)
 
 
 @pytest.mark.parametrize("bias", BIASES)
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", op.BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_other_backends_are_as_good_as_plain(dtype, backend, bias, device):
+def test_every_backend_is_as_good_as_plain(dtype, backend, bias, device):
+    reason = op.BACKENDS[backend].unavailable(torch.empty(1, 1, 1, 20, dtype=dtype, device=device))
+    if reason:
+        pytest.skip(reason)
     key_bias = BIASES[bias](2, 3, 51)
     key_bias = None if key_bias is None else key_bias.to(device)
     check(backend, fused(2, 3, 51, 20, dtype, device), key_bias, 20**-0.5, dtype)
@@ -270,8 +274,6 @@ def pretended_flash_attn(q, k, v, softmax_scale):
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_channels_carry_the_bias_through_flash_attn(dtype, bias, monkeypatch, device):
-    from kernels.flashlite import op
-
     module = types.SimpleNamespace(flash_attn_func=pretended_flash_attn)
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     inputs = fused(2, 3, 30, 20, dtype, device)
@@ -282,8 +284,6 @@ def test_channels_carry_the_bias_through_flash_attn(dtype, bias, monkeypatch, de
 
 
 def test_the_second_channel_keeps_what_the_first_rounds_off(monkeypatch, device):
-    from kernels.flashlite import op
-
     module = types.SimpleNamespace(flash_attn_func=pretended_flash_attn)
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     inputs = [x.detach() for x in fused(1, 2, 30, 20, torch.bfloat16, device)]
@@ -294,6 +294,77 @@ def test_the_second_channel_keeps_what_the_first_rounds_off(monkeypatch, device)
         for b in (bias, bias.bfloat16().float())  # the latter has nothing left for a second one
     ]
     assert lost[0] < lost[1] / 2
+
+
+@pytest.mark.parametrize("scale", [0.5, -0.5])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_flash_attn_takes_keys_out_too(dtype, scale, monkeypatch, device):
+    """-inf less itself is NaN, in the second channel."""
+    module = types.SimpleNamespace(flash_attn_func=pretended_flash_attn)
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    inputs = fused(1, 2, 30, 20, dtype, device)
+    key_bias = torch.randn(1, 30, device=device)
+    key_bias[:, 7:20] = -math.inf
+    run = op.BACKENDS["flash_attn"].run
+    compare(lambda *x: run(*x, key_bias, scale), inputs, key_bias, scale, dtype)
+
+
+def test_flash_attn_cannot_divide_a_bias_by_a_scale_of_0(monkeypatch, device):
+    module = types.SimpleNamespace(flash_attn_func=pretended_flash_attn)
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    q, k, v = fused(1, 2, 30, 20, torch.float16, device)
+    run = op.BACKENDS["flash_attn"].run
+    assert run(q, k, v, None, 0.0).isfinite().all()
+    with pytest.raises(ValueError, match="scale must not be 0 .* choose backend='triton' or"):
+        run(q, k, v, torch.randn(1, 30, device=device), 0.0)
+
+
+def largest_allocation(run):
+    """Bytes of the largest piece of memory that a call takes on the CPU, inside operators too."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as record:
+        run()
+    events = record.profiler.kineto_results.events()
+    return max(event.nbytes() for event in events if event.name() == "[memory]")
+
+
+@pytest.fixture
+def one_thread():
+    """PyTorch's attention takes a block of scores a thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sdpa_holds_no_map_of_n_by_n(dtype, layout, biased):
+    """A last axis that is not contiguous sent PyTorch to a form that holds it."""
+    h, n = 2, 700
+    inputs = [LAYOUTS[layout](torch.randn(1, h, n, 8).to(dtype)) for _ in "qkv"]
+    key_bias, grad_out = torch.randn(1, n) if biased else None, torch.randn(1, h, n, 8)
+    taken = {
+        backend: largest_allocation(
+            lambda backend=backend: with_gradients(
+                lambda *x: flashlite_attention(*x, key_bias, backend=backend), inputs, grad_out
+            )
+        )
+        for backend in ("sdpa", "reference")
+    }
+    one_map = h * n * n * dtype.itemsize
+    assert taken["sdpa"] < one_map / 2 and taken["reference"] >= one_map
+
+
+def test_head_dims_that_no_fused_kernel_of_cuda_takes_are_padded(monkeypatch, device):
+    with FakeTensorMode():  # on CUDA by name alone
+        padded = [op._fusable(torch.empty(1, 2, 9, d, device="cuda")).shape[3] for d in (20, 24)]
+    assert padded == [24, 24]
+    monkeypatch.setattr(op, "_fusable", lambda x: functional.pad(x, (0, -x.shape[3] % 8)))
+    key_bias = torch.randn(1, 30, device=device)
+    check("sdpa", fused(1, 2, 30, 20, torch.float32, device), key_bias, 0.3, torch.float32)
 
 
 needs_gpu = pytest.mark.skipif(not NATIVE, reason="needs a CUDA GPU: speed and races do not show")

@@ -119,13 +119,37 @@ def test_gradients_of_some_inputs_and_none(device):
         assert not flashlite_attention(q, k, v, None, backend="triton").requires_grad
 
 
-def test_empty_batch_and_no_tokens(device):
-    for shape in ((0, 2, 5, 16), (2, 3, 0, 16)):
-        q = torch.randn(shape, device=device, requires_grad=True)
-        out = flashlite_attention(q, q, q, None, backend="triton")
-        out.sum().backward()
-        assert out.shape == q.grad.shape == shape
-        assert key_energy(q, backend="triton").shape == (shape[0], shape[2])
+@pytest.mark.parametrize("backend", ["triton", "sdpa", "reference"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("shape", [(0, 2, 5, 16), (2, 3, 0, 16)], ids=["no clips", "no tokens"])
+def test_empty_inputs_give_empty_outputs(shape, biased, backend, device):
+    q = torch.randn(shape, device=device, requires_grad=True)
+    bias = torch.zeros(shape[0], shape[2], device=device) if biased else None
+    out = flashlite_attention(q, q, q, bias, backend=backend)
+    out.sum().backward()
+    assert out.shape == q.grad.shape == shape
+    assert key_energy(q, backend=backend).shape == (shape[0], shape[2])
+
+
+@pytest.mark.parametrize("backend", ["triton", "sdpa", "reference"])
+def test_exact_takes_no_clips_but_no_clip_without_tokens(backend, device):
+    options = {"frames": 5, "constants": MiraConstants(), "statistics": "instance"}
+    q = torch.randn(0, 2, 5, 16, device=device, requires_grad=True)
+    out = exact_attention(q, q, q, **options, backend=backend)
+    out.sum().backward()
+    assert out.shape == q.grad.shape == q.shape
+    none = torch.randn(2, 3, 0, 16, device=device)
+    with pytest.raises(ValueError, match="0 tokens do not divide into 5 frames"):
+        exact_attention(none, none, none, **options, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["triton", "sdpa"])
+def test_twice_differentiating_is_refused(backend, device):
+    q, k, v = heads(device=device)
+    out = flashlite_attention(q, k, v, torch.zeros(1, 33, device=device), backend=backend)
+    (grad,) = torch.autograd.grad(out.sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula|derivative for .* not implemented"):
+        grad.sum().backward()
 
 
 def test_output_lies_so_that_merging_heads_is_free(device):
@@ -140,6 +164,7 @@ REFUSED = {
     "dropout": (dict(dropout_p=0.1), "dropout_p must be 0, not 0.1"),
     "three axes": (dict(q=Q[0]), r"q must be \[B, H, N, D\]"),
     "integers": (dict(q=Q.int()), "floating point"),
+    "no head dim": (dict(q=Q[..., :0]), r"q must have a head dim D of at least 1.*\(1, 2, 8, 0\)"),
     "longer keys": (dict(k=torch.zeros(1, 2, 9, 16)), r"k must have q's shape.*\(1, 2, 9, 16\)"),
     "other dtype": (dict(v=Q.double()), "v must have q's shape, dtype"),
     "other device": (dict(v=Q.to("meta")), "on meta"),
