@@ -55,14 +55,15 @@ class Job:
 @dataclass(frozen=True)
 class Report:
     """What a compiled kernel needs: shared memory in bytes, registers a thread, spilled bytes a
-    thread (stores and loads), which of `MATRIX_UNITS` it uses, and whether any product rounds
-    float32 to 19 bits."""
+    thread (stores and loads), which of `MATRIX_UNITS` it uses, whether any product rounds float32
+    to 19 bits, and whether it loads 16-bit elements one by one."""
 
     shared: int
     registers: int
     spills: int
     matrix: list[str]
     tf32: bool
+    narrow: bool
 
     def complaints(self, arch: int) -> list[str]:
         """Why this would not run, or not run well, on sm_`arch`."""
@@ -164,7 +165,8 @@ def _compile(job: Job, arch: int) -> Report:
     ptx = kernel.asm["ptx"]
     registers, spills = _assemble(ptx, arch)
     matrix = [instruction for instruction in MATRIX_UNITS.values() if instruction in ptx]
-    return Report(kernel.metadata.shared, registers, spills, matrix, "tf32" in ptx)
+    narrow = bool(re.search(r"ld\.global\S*\.[bu]16", ptx))
+    return Report(kernel.metadata.shared, registers, spills, matrix, "tf32" in ptx, narrow)
 
 
 def _assemble(ptx: str, arch: int) -> tuple[int, int]:

@@ -117,6 +117,16 @@ def test_triton_reads_any_layout(layout, device):
     check("triton", inputs, torch.randn(40, 1, device=device).T, 0.2, torch.float32)
 
 
+def test_kernels_are_told_that_heads_are_aligned_only_where_they_are():
+    from kernels.flashlite.sizes import INTERPRETED
+    from kernels.flashlite.tiles import options
+
+    aligned = fused(1, 3, 9, 88, torch.float32, "cpu")[0]
+    odd = torch.empty(1, 3, 9, 89)[..., :88]
+    assert options(INTERPRETED, aligned, aligned)["ALIGNED"]
+    assert not options(INTERPRETED, aligned, odd)["ALIGNED"]
+
+
 def test_gradient_without_memory_of_its_own_is_read_right(device):
     """`out.sum()` hands the backward one number, expanded to every stride 0."""
     q, k, v = fused(1, 2, 40, 16, torch.float32, device)

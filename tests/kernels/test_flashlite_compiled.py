@@ -49,6 +49,12 @@ def test_the_other_dtypes_fit():
     assert_fit({case: job(*case, 90) for case in cases}, 90)
 
 
+def test_heads_that_8_elements_divide_are_loaded_in_whole_vectors():
+    """Of 88, their distance, Triton knows nothing by itself."""
+    told, not_told = (job("forward", 88, "bf16", 80, ALIGNED=told) for told in (True, False))
+    assert [report.narrow for report in compile_all([told, not_told], 80)] == [False, True]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_other_forms_fit_too(arch):
