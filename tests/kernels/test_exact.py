@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -372,6 +373,12 @@ def test_a_map_is_kept_only_where_it_is_no_larger_than_what_it_is_made_of(
         assert len(kept) == maps and sum(kept) <= 4 * q.numel() * dtype.itemsize
         assert largest.elements <= (b * h * n * n if maps else b * h * n * n // 2)
         assert sum(x.numel() for x in saved) < (5 + 4 * maps) * b * h * n * d
+
+
+def test_no_map_is_kept_on_cuda():
+    with FakeTensorMode():  # on CUDA by name alone
+        memos = [chunked.new_memo(torch.empty(1, 2, 5, 3, device=d)) for d in ("cpu", "cuda")]
+    assert [tuple(memo.shape) for memo in memos] == [(1, 2, 5, 5), (0,)]
 
 
 def test_the_memory_test_would_notice_a_map(monkeypatch):
