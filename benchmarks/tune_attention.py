@@ -65,7 +65,8 @@ def ratio(
                 taken[0].append(seconds(run, device, "wall", 1))
             taken[1].append(seconds(run, device, "wall", 1))
     except Exception as error:  # tiles too large for the GPU: each compiler has its own error
-        print(f"  {sizes}: {str(error).strip().splitlines()[0]}", flush=True)
+        message = str(error).strip() or type(error).__name__
+        print(f"  {sizes}: {message.splitlines()[0]}", flush=True)
         return None
     # The first turns compile.
     return quantile(taken[0][2:], 0.5) / quantile(taken[1][2:], 0.5)

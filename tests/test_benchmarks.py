@@ -4,6 +4,7 @@ import csv
 import importlib
 import subprocess
 import sys
+import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -140,6 +141,7 @@ def test_what_runs_on_a_gpu_machine_needs_torch_triton_and_numpy_alone():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the cases would run")
 def test_a_case_that_fails_costs_the_others_nothing(monkeypatch, tmp_path, capsys):
     arguments = [str(TINY), "encode-tiny", "--no-tests"]
+    monkeypatch.setenv("CC", sys.executable)  # what stands in for one here is not used
     monkeypatch.setattr(sys, "argv", ["gpu", str(tmp_path), *arguments])
     assert gpu.main() == 1
     printed = capsys.readouterr().out
@@ -147,6 +149,62 @@ def test_a_case_that_fails_costs_the_others_nothing(monkeypatch, tmp_path, capsy
     monkeypatch.setattr(sys, "argv", ["gpu", str(tmp_path), *arguments, "--limit", "9"])
     assert gpu.main() == 2
     assert f"time is up; not begun: {TINY} encode-tiny" in capsys.readouterr().out
+
+
+def test_what_a_gpu_machine_lacks_is_said(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu", str(tmp_path)])
+    begun = []
+    monkeypatch.setattr(gpu, "measured", lambda case, *_: begun.append(case) or True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("CC", sys.executable)
+    assert gpu.main() == 0
+    assert "pytest is not installed; pip install --target FOLDER" in capsys.readouterr().out
+    assert begun[:2] == ["12x64-n1568-b32-bf16", "12x64-n160-b64-bf16"]
+    assert sorted(begun) == sorted(map(str, CASES["cuda"]))
+    monkeypatch.setenv("CC", str(tmp_path / "gcc"))
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "Triton needs a C compiler: install gcc or clang" in capsys.readouterr().err
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not gpu.has_compiler()
+
+
+def runs(process):
+    """Whether a process is there and is no zombie that nobody has collected yet."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_tests_out_of_time_are_stopped_with_what_they_started_and_named(
+    monkeypatch, tmp_path, capsys
+):
+    folder, told, ended = tmp_path / "tests/kernels", tmp_path / "child", gpu.ended
+    folder.mkdir(parents=True)
+    (folder / "test_hanging.py").write_text(
+        "import pathlib, subprocess, time\n"
+        "def test_that_hangs():\n"
+        "    child = subprocess.Popen(['sleep', '300'])\n"
+        f"    pathlib.Path({str(told)!r}).write_text(str(child.pid))\n"
+        "    time.sleep(300)\n"
+    )
+
+    def when_it_hangs(process, seconds):
+        assert seconds <= 240
+        while process.poll() is None and not (told.exists() and told.read_text()):
+            time.sleep(0.05)
+        return ended(process, 0.0)
+
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "ended", when_it_hangs)
+    assert not gpu.tests(tmp_path, 240.0)
+    assert "test_hanging.py::test_that_hangs" in capsys.readouterr().out
+    end = time.monotonic() + 10
+    while runs(told.read_text()) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not runs(told.read_text())
 
 
 def test_the_picture_is_drawn_from_the_newest_rows(tmp_path):
@@ -190,6 +248,17 @@ def test_tuning_swaps_the_tiles_of_one_kernel_and_puts_them_back():
             for other in kernels[1:]:
                 assert module.tiles_of(other, *case) == before(other, *case)
         assert module.tiles_of is before
+
+
+def test_tiles_that_cannot_run_are_told_even_by_an_error_without_words(capsys):
+    from benchmarks.tune_attention import ratio
+
+    def failing(q, k, v):
+        raise MemoryError
+
+    sizes = (64, 64, 4, 2)
+    assert ratio(failing, inputs(TINY, "cpu"), "flashlite", "dq", sizes) is None
+    assert f"{sizes}: MemoryError" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("scale", ["small", "full"])
