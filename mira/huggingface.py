@@ -10,9 +10,16 @@ imported when `register` is called.
     model = VideoMAEForVideoClassification.from_pretrained(name, attn_implementation="mira_exact")
 
 A model's configuration may carry a field `mira`, a dict of plain values that is saved with it:
-`frames` (F, where `num_frames // tubelet_size` does not give it), `statistics` (`instance` or
-`batch`), `constants` (fields of `MiraConstants`) and `backend` (see `mira.attention`). What is left
-out has the published value.
+`frames` (F, where `num_frames // tubelet_size` does not give it), `tokens` (N of a whole clip,
+where `image_size` and `patch_size` do not give it), `statistics` (`instance` or `batch`),
+`constants` (fields of `MiraConstants`) and `backend` (see `mira.attention`). What is left out has
+the published value.
+
+Nothing else of a model changes, its LayerNorms neither. VideoMAE was trained with eps 1e-6;
+`transformers` takes `config.layer_norm_eps`, 1e-12 by default, for all LayerNorms but two, which
+have 1e-5 whatever the configuration says: `VideoMAEForVideoClassification.fc_norm` and
+`VideoMAEForPreTraining.decoder.norm`. With `layer_norm_eps=1e-6` in the configuration and `eps` of
+that one module set to 1e-6, a model's numbers are those of `mira.encoder` to rounding.
 """
 
 from collections.abc import Mapping
@@ -28,12 +35,14 @@ from mira.cores import Mode, attention
 MODES: dict[str, Mode] = {"mira_exact": "exact", "mira_flashlite": "flashlite"}
 """Names in the registry, and what `mira.attention` calls them."""
 
-SETTINGS = ("frames", "statistics", "constants", "backend")
+SETTINGS = ("frames", "tokens", "statistics", "constants", "backend")
 CONSTANTS = tuple(field.name for field in fields(MiraConstants))
 NOT_FOR_ATTENTION = ("num_items_in_batch", "output_hidden_states", "output_router_logits")
 """What transformers hands down to every layer, and other parts of a model use."""
 MASKS_CHECKED = "mira_masks_checked"
 """Set on the attention modules whose masks `check_masks` sees."""
+DECODED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+"""Sizes that a decoder's configuration, a copy of the model's, has from its fields `decoder_…`."""
 
 
 def register() -> None:
@@ -63,7 +72,8 @@ def check_masks(model: Any) -> None:
 
     From then on every mask is checked before the tokens are embedded, because attention itself
     cannot see which tokens are missing. The decoder, whose tokens are in no frame order, attends
-    plainly. The check does not survive `save_pretrained`: call this again after loading.
+    plainly: so give the whole model, not its `videomae`, or the decoder raises. The check does not
+    survive `save_pretrained`: call this again after loading.
 
     Raises:
         ValueError: a model that is not a VideoMAE; later, from the model's call, a mask that does
@@ -119,7 +129,7 @@ def _attend(
     """
     _refuse(module, attention_mask, dropout, is_causal, others)
     settings = _settings(module.config)
-    _check_tokens(module, query.shape[2])
+    _check_tokens(module, query.shape[2], settings["frames"])
     out = attention(query, key, value, mode=mode, scale=scaling, **settings)
     return out.transpose(1, 2).contiguous(), None
 
@@ -159,9 +169,7 @@ def _settings(config: Any) -> dict[str, Any]:
     for name, value in constants.items():
         if not isinstance(value, int | float):
             raise ValueError(f"config.mira['constants'][{name!r}] must be a number, not {value!r}")
-    frames = given.get("frames")
-    if frames is not None and (not isinstance(frames, int) or frames < 1):
-        raise ValueError(f"config.mira['frames'] must be a whole number above 0, not {frames!r}")
+    frames = _count(given, "frames")
     return {
         "frames": _frames(config) if frames is None else frames,
         "statistics": given.get("statistics", "instance"),
@@ -182,6 +190,13 @@ def _fields(given: Any, known: tuple[str, ...], what: str) -> Mapping[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def _count(given: Mapping[str, Any], name: str) -> int | None:
+    count = given.get(name)
+    if count is not None and (not isinstance(count, int) or count < 1):
+        raise ValueError(f"config.mira[{name!r}] must be a whole number above 0, not {count!r}")
+    return count
+
+
 def _frames(config: Any) -> int:
     frames, tubelet = getattr(config, "num_frames", None), getattr(config, "tubelet_size", None)
     if not isinstance(frames, int) or not isinstance(tubelet, int):
@@ -192,20 +207,40 @@ def _frames(config: Any) -> int:
     return frames // tubelet
 
 
-def _check_tokens(module: nn.Module, tokens: int) -> None:
-    """ValueError for fewer tokens than a clip has, unless their mask is checked elsewhere."""
+def _check_tokens(module: nn.Module, tokens: int, frames: int) -> None:
+    """ValueError for tokens that are no whole clip in order, unless `check_masks` sees to them."""
     config: Any = module.config
-    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
-    if getattr(module, MASKS_CHECKED, False) or image is None or patch is None:
+    if getattr(module, MASKS_CHECKED, False):
         return
-    (high, wide), (tall, broad) = _pair(image), _pair(patch)
-    expected = _settings(config)["frames"] * (high // tall) * (wide // broad)
+    expected = _tokens(config, frames)
     if tokens != expected:
         raise ValueError(
             f"MiRA attention got {tokens} tokens where a clip has {expected}. If some are masked, "
             "call mira.huggingface.check_masks(model) once, so that a mask leaving frames of "
             "unequal size is refused; if there is a class token, use attn_implementation='sdpa'"
         )
+    if all(getattr(config, f"decoder_{n}", None) == getattr(config, n, 0) for n in DECODED):
+        raise ValueError(
+            "MiRA attention got a layer with the sizes of a decoder, whose tokens are in no frame "
+            "order. Call mira.huggingface.check_masks(model) once with the whole model, not with "
+            "its encoder: its decoder, if it has one, then attends plainly"
+        )
+
+
+def _tokens(config: Any, frames: int) -> int:
+    """N of a whole clip."""
+    given = _count(_fields(getattr(config, "mira", None), SETTINGS, "config.mira"), "tokens")
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if given is not None:
+        return given
+    if image is None or patch is None:
+        raise ValueError(
+            f"{type(config).__name__} does not tell the tokens of a clip by image_size and "
+            f"patch_size; set config.mira = {{'frames': {frames}, 'tokens': N}}, N of a whole "
+            "clip, so that masked tokens are not taken for one"
+        )
+    (high, wide), (tall, broad) = _pair(image), _pair(patch)
+    return frames * (high // tall) * (wide // broad)
 
 
 def _check_mask(embeddings: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

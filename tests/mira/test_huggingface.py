@@ -36,6 +36,7 @@ SMALL = {
     "layer_norm_eps": 1e-6,
     "num_labels": 5,
 }
+NO_MASK = {"attn_mask": None, "is_causal": False}  # as timm's blocks pass them
 CONSTANTS = {"alpha_min": 0.3, "alpha_max": 3.0, "temperature": 1.0, "residual_mix": 0.9}
 HIDDEN = torch.tensor([1, 0, 1, 1] * 4, dtype=torch.bool)  # of 16 tokens a frame
 
@@ -46,7 +47,7 @@ def registered():
 
 
 def theirs(kind="VideoMAEForVideoClassification", mode="mira_exact", mira=None, **changes):
-    """A transformers model with random weights and our LayerNorm eps."""
+    """A transformers model with random weights and our LayerNorm eps, from its configuration."""
     pooled = kind == "VideoMAEForVideoClassification"
     config = transformers.VideoMAEConfig(
         **SMALL | changes, use_mean_pooling=pooled, mira=mira or {}
@@ -57,9 +58,12 @@ def theirs(kind="VideoMAEForVideoClassification", mode="mira_exact", mira=None, 
 
 
 def randomised(model):
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-6
+    """Random weights, and our eps in the two LayerNorms that their configuration does not reach."""
+    for module in (getattr(model, "fc_norm", None), getattr(model, "decoder", None)):
+        norm = getattr(module, "norm", module)
+        if norm is not None:
+            norm.eps = 1e-6
+    assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)} == {1e-6}
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)
@@ -112,6 +116,7 @@ def test_a_public_checkpoint_reproduces_its_golden_logits(name):
         num_attention_heads=ours.config.heads,
         intermediate_size=round(ours.config.dim * ours.config.mlp_ratio),
         num_labels=ours.num_classes,
+        layer_norm_eps=1e-6,
     )
     model = transformers.VideoMAEForVideoClassification._from_config(
         config, attn_implementation=attention_of(case), dtype=golden["x"].dtype
@@ -168,6 +173,25 @@ def test_a_mask_is_refused_where_nothing_checks_it_and_where_frames_differ():
         check_masks(nn.Linear(1, 1))
 
 
+def test_a_decoder_is_refused_where_only_its_encoder_was_checked():
+    """Its tokens are visible ones first, and as many as a whole clip has."""
+    model, x, mask = theirs("VideoMAEForPreTraining"), clips(), tubes()
+    check_masks(model.videomae)
+    with pytest.raises(ValueError, match=r"sizes of a decoder.*check_masks\(model\).*whole model"):
+        model(x, bool_masked_pos=mask)
+    check_masks(model)
+    model(x, bool_masked_pos=mask)
+
+
+def test_an_encoder_of_a_decoders_sizes_runs_after_one_call():
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    model = theirs(**{f"decoder_{name}": SMALL[name] for name in sizes})
+    with pytest.raises(ValueError, match=r"Call mira.huggingface.check_masks\(model\)"):
+        model(clips())
+    check_masks(model)
+    assert relative_error(model(clips()).logits, theirs()(clips()).logits) == 0
+
+
 def test_what_mira_does_not_define_is_refused():
     model, x = theirs(attention_probs_dropout_prob=0.1), clips()
     model(x)  # evaluation drops nothing
@@ -196,12 +220,14 @@ def test_what_mira_does_not_define_is_refused():
     [
         (
             {"tau": 1},
-            "config.mira has no field tau; choose of frames, statistics, constants, backend",
+            "config.mira has no field tau; choose of frames, tokens, statistics, constants, back",
         ),
         ({"constants": {"tau": 1}}, r"config.mira\['constants'\] has no field tau; choose of conf"),
         ({"constants": {"power": "2"}}, r"\['power'\] must be a number, not '2'"),
         ({"constants": [1.0]}, r"config.mira\['constants'\] must be a dict with fields of"),
         ("flashlite", "config.mira must be a dict with fields of frames, .* not 'flashlite'"),
+        ({"tokens": 0}, r"config.mira\['tokens'\] must be a whole number above 0, not 0"),
+        ({"tokens": 32}, "got 64 tokens where a clip has 32"),
         ({"frames": 0}, "must be a whole number above 0, not 0"),
         ({"frames": "8"}, "must be a whole number above 0, not '8'"),
         ({"statistics": ""}, "statistics '' does not exist"),
@@ -220,14 +246,20 @@ def test_a_padding_mask_would_reach_our_refusal():
     assert mask is transformers.AttentionMaskInterface()["sdpa"]
 
 
-def test_another_kind_of_configuration_must_tell_its_frames():
+def test_another_kind_of_configuration_must_tell_its_frames_and_tokens():
     attend = transformers.AttentionInterface()["mira_flashlite"]
     module, q = nn.Module(), torch.randn(2, 3, 20, 8)
     module.config = SimpleNamespace()
     with pytest.raises(ValueError, match=r"does not tell.*config.mira = {'frames': F}"):
         attend(module, q, q, q, None)
     module.config.mira = {"frames": 5}
+    with pytest.raises(ValueError, match=r"does not tell the tokens.*{'frames': 5, 'tokens': N}"):
+        attend(module, q, q, q, None)
+    module.config.mira = {"frames": 5, "tokens": 20}
     assert attend(module, q, q, q, None)[0].shape == (2, 20, 3, 8)
+    visible = q[:, :, :10]
+    with pytest.raises(ValueError, match="got 10 tokens where a clip has 20. If some are masked"):
+        attend(module, visible, visible, visible, None)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -291,7 +323,7 @@ def test_five_documented_lines_give_a_plain_pytorch_vit_mira(monkeypatch, fast_p
 
 
 def attend_of(lines):
-    names = {"F": functional, "attention": mira.attention}
+    names = {"F": functional, "nn": nn, "attention": mira.attention}
     exec(lines, names)
     return names["attend"]
 
@@ -300,21 +332,73 @@ def put_in(lines):
     nn.MultiheadAttention.forward = attend_of(lines)
 
 
-class Attention(nn.Module):
-    """Attention with the names that timm gives its layers."""
+class OlderTimm(nn.Module):
+    """timm's Attention as of 1.0.15: its attributes, and what it makes of them."""
 
-    def __init__(self):
+    def __init__(self, attn_drop=0.0):
         super().__init__()
         self.num_heads = 3
         self.qkv, self.proj = nn.Linear(24, 72), nn.Linear(24, 24)
-        self.q_norm, self.k_norm, self.attn_drop = nn.Identity(), nn.Identity(), nn.Dropout(0.0)
+        self.q_norm, self.k_norm = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.proj_drop(self.proj(self.attended(x)))
+
+    def attended(self, x):
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 3, 8).permute(2, 0, 3, 1, 4)
+        out = functional.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return out.transpose(1, 2).reshape(x.shape)
 
 
-def test_five_documented_lines_give_a_vit_with_timms_names_mira():
-    lines = documented("For timm's")
-    assert len(lines.splitlines()) == 5
-    Attention.forward = attend_of(lines)
-    x, module = torch.randn(2, 40, 24), Attention()
-    qkv = module.qkv(x).view(2, 40, 3, 3, 8).permute(2, 0, 3, 1, 4)
-    expected = mira.attention(*qkv, frames=8, mode="flashlite").transpose(1, 2).reshape(2, 40, 24)
-    torch.testing.assert_close(module(x), module.proj(expected))
+class Timm(OlderTimm):
+    """The same as of 1.0.31. Its blocks pass a mask, since 1.0.20, and whether it is causal."""
+
+    def __init__(self, attn_drop=0.0, gated=False):
+        super().__init__(attn_drop)
+        self.norm, self.gate = nn.LayerNorm(24), nn.Linear(24, 24) if gated else None
+
+    def forward(self, x, attn_mask=None, is_causal=False):
+        return self.proj_drop(self.proj(self.norm(self.attended(x))))
+
+
+def randomly(module):
+    """Random weights, so that no normalisation is the identity."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"), [(OlderTimm, {}), (Timm, {"attn_mask": None}), (Timm, NO_MASK)]
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_documented_lines_change_nothing_of_timms_attention_but_its_core(kind, how, training):
+    lines, x = documented("For timm's"), torch.randn(2, 40, 24)
+    assert len(lines.splitlines()) <= 6
+    module = randomly(kind()).train(training)
+
+    def run(forward):
+        torch.manual_seed(0)  # of proj_drop
+        return forward(module, x, **how)
+
+    plain = run(kind.forward)
+    torch.testing.assert_close(run(attend_of(lines.replace('"flashlite"', '"sdpa"'))), plain)
+    assert relative_error(run(attend_of(lines)), plain) > 1e-3
+
+
+def test_documented_lines_refuse_what_timm_has_and_mira_does_not_define():
+    attend, x = attend_of(documented("For timm's")), torch.randn(2, 40, 24)
+    for module, how in (
+        (Timm(), {"attn_mask": torch.zeros(40, 40), "is_causal": False}),
+        (Timm(), {"attn_mask": torch.zeros(40, 40)}),
+        (Timm(), {"attn_mask": None, "is_causal": True}),
+        (Timm(attn_drop=0.1), NO_MASK),
+        (OlderTimm(attn_drop=0.1), {}),
+        (Timm(gated=True), NO_MASK),
+    ):
+        with pytest.raises(AssertionError):
+            attend(module, x, **how)
+    with pytest.raises(ValueError, match="41 tokens do not divide into 8 frames"):
+        attend(Timm(), torch.randn(2, 41, 24), **NO_MASK)  # a class token
