@@ -7,6 +7,7 @@ computed is `cores.py`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -15,13 +16,58 @@ from torch.nn import functional
 
 from kernels.backends import BackendName
 from kernels.exact import MovingAverage
-from kernels.exact.weights import kept
 from kernels.marginals import MiraConstants, Statistics, statistics_dtype
 from mira.cores import AttentionName, How, attention_share, core
 from mira.tubelets import Grid, tubelets
 
 LAYER_NORM_EPS = 1e-6
 EMA_MOMENTUM = 0.9
+_replayed: ContextVar[Tensor | None] = ContextVar("_replayed", default=None)
+
+
+@torch.library.custom_op("mira::moved_average", mutates_args=("average",))
+def moved_average(average: Tensor, mean: Tensor) -> Tensor:
+    """Move the average towards the mean over ranks, so that every rank holds the same.
+
+    Under `replaying` nothing moves. That is decided in here, where no compiler sees it: a block
+    that is recomputed must be the same program as before, or it keeps other tensors for the
+    backward. Nor may a compiler make the average anew in the backward, from what has moved by then.
+
+    Args:
+        average: [1, F], changed in place.
+        mean: the batch mean of the confidence [1, F], any floating dtype.
+
+    Returns:
+        The average to use [1, F], a copy, which later updates leave alone.
+    """
+    replayed = _replayed.get()
+    if replayed is not None:
+        return replayed.clone()
+    if distributed.is_available() and distributed.is_initialized():
+        world = distributed.get_world_size()
+        if world > 1:
+            mean = mean.clone(memory_format=torch.contiguous_format)
+            distributed.all_reduce(mean)
+            mean = mean / world
+    # A batch that is not finite is skipped by the loop; the average must survive it as well.
+    mean = torch.where(mean.isfinite().all(), mean.to(average.dtype), average)
+    average.lerp_(mean, 1 - EMA_MOMENTUM)
+    return average.clone(memory_format=torch.contiguous_format)
+
+
+@moved_average.register_fake
+def _(average: Tensor, mean: Tensor) -> Tensor:
+    return torch.empty_like(average, memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def replaying(averages: list[Tensor]) -> Iterator[None]:
+    """Use the last of these averages [1, F], if any, not an update: for a recomputed forward."""
+    token = _replayed.set(averages[-1] if averages else None)
+    try:
+        yield
+    finally:
+        _replayed.reset(token)
 
 
 class Attention(nn.Module):
@@ -63,7 +109,6 @@ class Attention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
-        self._replayed: Tensor | None = None
         if self.core.framewise:
             self.register_buffer("c_buf", torch.full((1, frames), 1.0 / frames))
 
@@ -108,38 +153,13 @@ class Attention(nn.Module):
             k, v = kv.unbind(2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
-    @contextmanager
-    def replaying(self, averages: list[Tensor]) -> Iterator[None]:
-        """Use the last of these moving averages, not an update: for a recomputed forward pass."""
-        self._replayed = averages[-1] if averages else None
-        try:
-            yield
-        finally:
-            self._replayed = None
-
     def _statistics(self) -> str | MovingAverage:
         if self.statistics != "batch_ema":
             return self.statistics
         return self._moving_average if self.training else self.eval_statistics
 
     def _moving_average(self, mean: Tensor) -> Tensor:
-        """Batch mean of the confidence [1, F] → the average to use, after this batch moved it."""
-        if self._replayed is not None:
-            return self._replayed
-        self._update(mean)
-        return kept(self.c_buf)
-
-    def _update(self, mean: Tensor) -> None:
-        """Move the average towards the mean over ranks, so that every rank holds the same."""
-        if distributed.is_available() and distributed.is_initialized():
-            world = distributed.get_world_size()
-            if world > 1:
-                mean = mean.contiguous()
-                distributed.all_reduce(mean)
-                mean = mean / world
-        # A batch that is not finite is skipped by the loop; the average must survive it as well.
-        mean = torch.where(mean.isfinite().all(), mean.to(self.c_buf.dtype), self.c_buf)
-        self.c_buf.lerp_(mean, 1 - EMA_MOMENTUM)
+        return moved_average(self.c_buf, mean.detach())
 
     def _apply(self, fn, recurse=True):
         before = self.c_buf if self.core.framewise else None

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.backends import BackendName
 from kernels.marginals import POOLS, MiraConstants, Statistics
-from mira.blocks import LAYER_NORM_EPS, Attention, Block, PatchEmbed
+from mira.blocks import LAYER_NORM_EPS, Attention, Block, PatchEmbed, replaying
 from mira.cores import AttentionName, core
 from mira.tubelets import Grid, sinusoids, token_positions
 
@@ -281,7 +281,7 @@ def _recomputed(run: Callable[[Tensor], Tensor], attention: Attention, tokens: T
     averages: list[Tensor] = []
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), attention.replaying(averages)
+        return nullcontext(), replaying(averages)
 
     out = checkpoint(run, tokens, use_reentrant=False, context_fn=contexts)
     averages.append(attention.c_buf.clone())

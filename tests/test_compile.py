@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
 from finetune import job as finetune_job
+from kernels.marginals import MiraConstants
 from mira.blocks import compile_blocks
 from mira.encoder import Encoder, EncoderConfig
 from pretrain import job as pretrain_job
@@ -28,10 +30,16 @@ def nothing_compiled_before():
 
 
 @pytest.mark.parametrize(
-    ("attention", "recompute"),
-    [("sdpa", True), ("mira_flashlite", False), ("mira_exact", True)],
+    ("attention", "recompute", "statistics"),
+    [
+        ("sdpa", True, "instance"),
+        ("mira_flashlite", False, "instance"),
+        ("mira_exact", True, "instance"),
+        ("mira_exact", True, "batch_ema"),
+        ("mira_flashlite", True, "batch_ema"),
+    ],
 )
-def test_blocks_of_all_depths_and_rates_share_their_programs(attention, recompute):
+def test_blocks_of_all_depths_and_rates_share_their_programs(attention, recompute, statistics):
     config = EncoderConfig(
         image_size=32,
         frames=4,
@@ -39,6 +47,7 @@ def test_blocks_of_all_depths_and_rates_share_their_programs(attention, recomput
         depth=10,  # more than the programs that torch keeps of one function,
         heads=3,
         attention=attention,
+        statistics=statistics,
         drop_path=0.2,
         checkpoint_blocks=recompute,
     )
@@ -50,6 +59,35 @@ def test_blocks_of_all_depths_and_rates_share_their_programs(attention, recomput
     graphs = counters["stats"]["unique_graphs"]
     assert 1 <= graphs <= 3, "training with and without a rate, and evaluation"
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("attention", ["mira_exact", "mira_flashlite"])
+def test_compiled_blocks_that_are_recomputed_move_their_average_once(attention):
+    """What the backward keeps is chosen as Inductor chooses it; only the code is not generated."""
+    config = EncoderConfig(
+        image_size=32,
+        frames=4,
+        dim=24,
+        depth=2,
+        heads=3,
+        attention=attention,
+        statistics="batch_ema",
+        constants=MiraConstants(alpha_min=0.01, alpha_max=100.0),
+    )
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        encoder = Encoder(replace(config, checkpoint_blocks=compiled))
+        if compiled:
+            compile_blocks(encoder, backend="aot_eager_decomp_partition")
+        outs = []
+        for clip in torch.randn(2, 2, 3, 4, 32, 32):  # two steps: the second average must be right
+            outs.append(encoder(clip))
+            outs[-1].square().mul(torch.arange(24)).mean().backward()
+        averages = [block.attn.c_buf for block in encoder.blocks]
+        found.append(outs + averages + [p.grad for p in encoder.parameters()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
 
 
 @needs_compiler

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from mira.blocks import Attention, Block
+from mira.blocks import Attention, Block, moved_average, replaying
 from mira.encoder import Encoder, EncoderConfig
 from mira.tubelets import (
     from_tubelets,
@@ -120,6 +120,18 @@ def test_the_moving_average_moves_in_training_only():
     moved = model.blocks[0].attn.c_buf
     assert not torch.equal(moved, start)
     assert moved.sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_moving_average_is_an_operator_as_compilers_need_it():
+    average, mean = torch.tensor([[0.7, 0.3]]), torch.tensor([[0.5, 0.5]], dtype=torch.bfloat16)
+    torch.library.opcheck(moved_average, (average.clone(), mean))
+    used = moved_average(average, mean)
+    torch.testing.assert_close(used, torch.tensor([[0.68, 0.32]]))
+    assert torch.equal(used, average)
+    with replaying([torch.zeros(1, 2), torch.ones(1, 2)]):
+        assert torch.equal(moved_average(average, mean), torch.ones(1, 2))
+    assert torch.equal(used, average), "nothing moves while it is replayed"
+    assert not torch.equal(moved_average(average, mean), used)
 
 
 def test_the_moving_average_stays_float32_in_a_half_model():
