@@ -4,8 +4,10 @@ Owns the output: a line a video, `predictions.json`, and a strip of frames a vid
 made is `predictor.py`.
 """
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import tyro
 
 from finetune.prediction import Prediction
+from finetune.predictor_config import artifact_folder
 from finetune.predictor_package import stream_predictions
 from launch.config import to_dict
 from launch.job import command, write_json
@@ -20,7 +23,7 @@ from launch.provenance import provenance
 from launch.record import closing_run, create_run
 from launch.registry import fetch
 from launch.store import store_uri
-from launch.tracking import Tracker, TrackingConfig
+from launch.tracking import SilentTracker, Tracker, TrackingConfig
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class PredictConfig:
     detector_model: str | None = None
     """Model file of the detector that cropped the training clips, where that needs one (yunet); it
     must have the sha256 that ingest wrote down."""
+    record: bool = True
+    """Whether the answers become a run in MLflow, for which the right to write there is needed."""
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(experiment="predict"))
     """Where the model is registered, and the answers are recorded."""
 
@@ -80,23 +85,43 @@ def run(config: PredictConfig) -> list[Prediction]:
             "fine-tuning wrote"
         )
     out.mkdir(parents=True, exist_ok=True)
-    handle = create_run(
-        config.tracking, output=str(out), config=to_dict(config), origin=provenance(seed=0)
-    )
-    with closing_run(handle):
-        tracker = Tracker(*handle, system_metrics_seconds=0)
-        how = {"marks": config.marks, "detector_model": config.detector_model}
+    if _precropped(model):
+        print(
+            "note: this model learned from clips that were already cropped (detector none): it "
+            "takes the middle square of a video for the face",
+            file=sys.stderr,
+        )
+    how = {"marks": config.marks, "detector_model": config.detector_model}
+    with recorded(config, out) as tracker:
         answers = ask(model, config.videos, out, tracker, **how)
     if all(answer.reason for answer in answers):
         raise ValueError(f"none of the {len(answers)} videos could be used; see the reasons above")
     return answers
 
 
+def _precropped(model: Path) -> bool:
+    file = artifact_folder(model) / "config.json"  # of the version that registered it
+    return file.is_file() and json.loads(file.read_text())["face"]["detector"] == "none"
+
+
+@contextmanager
+def recorded(config: PredictConfig, out: Path) -> Iterator[Tracker | SilentTracker]:
+    """A run's tracker, or one that keeps nothing."""
+    if not config.record:
+        yield SilentTracker()
+        return
+    handle = create_run(
+        config.tracking, output=str(out), config=to_dict(config), origin=provenance(seed=0)
+    )
+    with closing_run(handle):
+        yield Tracker(*handle, system_metrics_seconds=0)
+
+
 def ask(
     model: Path,
     videos: Sequence[str],
     out: Path,
-    tracker: Tracker,
+    tracker: Tracker | SilentTracker,
     **how: Any,
 ) -> list[Prediction]:
     """All answers; each is printed when it is known, its picture kept here and in MLflow.

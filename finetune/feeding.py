@@ -182,7 +182,7 @@ def _check_annotated(config: FinetuneConfig, stream: ClipStream) -> None:
     if config.heads.labels and len(stream.labels) < 2:
         raise ValueError(
             f"{where}: fine-tuning needs at least two labels, found {list(stream.labels)}; ingest "
-            "again with --annotations and a label column, or set --heads.labels False and learn "
+            "again with --annotations and a label column, or set --heads.no_labels and learn "
             "action units or affect"
         )
     if config.identity.weight and len(stream.subjects) < 2:

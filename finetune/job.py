@@ -18,6 +18,7 @@ from finetune.history import record_of
 from finetune.models import build as build_network
 from finetune.models import start
 from finetune.models.configs import identity as network_identity
+from finetune.predictor_config import other_crops
 from finetune.predictor_package import package
 from finetune.recipes import RECIPES, FinetuneConfig
 from finetune.task import ClassifyTask
@@ -25,7 +26,7 @@ from launch.checkpoint import Checkpoints
 from launch.cluster import WorkerContext
 from launch.config import absolute_paths, from_dict, parse, to_dict
 from launch.engine import fit
-from launch.job import attached, command, drive, identity, summarise
+from launch.job import agreement, attached, command, drive, summarise
 from launch.registry import fetch, register_predictor
 from launch.store import store_uri
 from launch.tracking import RunHandle
@@ -60,6 +61,8 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         labels = stream.labels
         print(f"{stream.samples} clips of {len(stream.labels)} classes, {steps} steps")
         check_labelled(config, stream)
+        for line in other_crops(stream.collection.manifests):
+            print(f"warning: {line}")
         batch = config.run.global_batch
         print(preflight(config.data_for(), stream, global_batch=batch, world=world))
         inputs: dict[str, Any] = dict(stream.inputs)
@@ -168,7 +171,9 @@ def checkpoints_of(
     return Checkpoints(
         Path(config.cluster.output, "checkpoints"),
         keep=config.run.keep_checkpoints,
-        model=network_identity(config.encoder) | {"labels": list(labels)} | identity(data, origin),
+        agreement=agreement(
+            data, origin, network_identity(config.encoder) | {"labels": list(labels)}
+        ),
     )
 
 

@@ -6,7 +6,7 @@ registered model and imports nothing that is not (`predictor_package.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,9 @@ from mira.weights import save_artifact
 from shards.augment import ViewConfig
 from shards.ingest.settings import IngestSettings
 from shards.manifest import Manifest
+
+CROPPING = ("detector", "detector_sha256", "crop", "margin", "min_face", "max_side", "size")
+"""Settings of ingest that decide which pixels of a video are the face."""
 
 
 class EvaluationData(Protocol):
@@ -109,6 +112,20 @@ class PredictorConfig:
         """Plain JSON values, every field present."""
         lists = {"labels": list(self.labels), "units": list(self.units)}
         return asdict(self) | lists
+
+
+def other_crops(manifests: Sequence[Manifest]) -> list[str]:
+    """What is cropped otherwise than in the first folder, by which a predictor crops videos: a line
+    a folder and setting."""
+    first, *rest = manifests
+    return [
+        f"{other.folder} was cropped with {name} {other.clip.get(name)}, {first.folder} with "
+        f"{first.clip.get(name)}, as the model will crop videos: name the folder first that they "
+        "resemble"
+        for other in rest
+        for name in CROPPING
+        if other.clip.get(name) != first.clip.get(name)
+    ]
 
 
 def save_predictor(

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from launch import durable
+from launch.agreement import Agreement, CheckpointError, shapes
 from launch.durable import check_shared, damage, from_rank0
 from launch.zero import Zero
 
@@ -39,10 +40,8 @@ class Resumed:
     """Steps completed; the next step to run has this number."""
     progress: dict[str, Any]
     """What the loop wrote beside the weights: plain JSON values."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint this run cannot continue from."""
+    changed: dict[str, tuple[str, str]]
+    """Settings that were others until here: as they were, and as they are."""
 
 
 class Damaged(CheckpointError):
@@ -60,36 +59,37 @@ class Damaged(CheckpointError):
 class Checkpoints:
     """The newest `keep` checkpoints in `folder`, which every rank can read and write.
 
-    `model` is the configuration of the network as plain JSON; a checkpoint of another configuration
-    is refused.
+    A checkpoint of a run that is not `agreement`'s is refused.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 3, model: dict[str, Any] | None = None):
+    def __init__(self, folder: str | Path, *, keep: int = 3, agreement: Agreement | None = None):
         if keep < 1:
             raise ValueError(
                 f"keep {keep} must be at least 1: a restart continues from the newest checkpoint"
             )
-        self.folder, self.keep, self.model = Path(folder), keep, model or {}
+        self.folder, self.keep = Path(folder), keep
+        self.agreement = agreement or Agreement()
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint, None before the first."""
         found = self._complete()
         return found[-1] if found else None
 
-    def resumable(self) -> bool:
-        """Whether a run would continue from here. Raises CheckpointError where a checkpoint is of
-        another configuration; asked before anything starts, by one process."""
+    def resumable(self) -> dict[str, Any] | None:
+        """meta.json of the checkpoint that a run would continue from. Raises CheckpointError where
+        it is of another run; asked before anything starts, by one process."""
         damaged = None
         for path in reversed(self._complete()):
             try:
-                self._check_model(path, read_meta(path))
+                meta = read_meta(path)
+                self.agreement.check(path, meta)
             except Damaged as error:  # the workers set it aside
                 damaged = damaged or error
             else:
-                return True
+                return meta
         if damaged:
             raise damaged
-        return False
+        return None
 
     def save(self, zero: Zero, step: int, progress: dict[str, Any]) -> Path:
         """Write the checkpoint of `step` completed steps and drop the oldest beyond `keep`; every
@@ -109,10 +109,10 @@ class Checkpoints:
         try:
             sizes = durable.through(zero.save(aside), aside)
         except (OSError, RuntimeError) as error:
-            full = self._lacks_room(zero)
+            full, number = self._lacks_room(zero), durable.why_unwritten(error, self.folder)
             shutil.rmtree(aside, ignore_errors=True)
             what = f"checkpoint of step {step} could not be written: {full or error}"
-            raise OSError(errno.ENOSPC if full else errno.EIO, what) from error
+            raise OSError(errno.ENOSPC if full else number, what) from error
         meta = self._meta(zero, step, progress) | {"files": sizes}
         if dist.get_rank() == 0:
             self._publish(aside, final, meta)
@@ -154,8 +154,8 @@ class Checkpoints:
             print(f"{error.what}; kept as {aside.name}, going on from {going_on.name}", flush=True)
 
     def _load(self, zero: Zero, path: Path, meta: dict[str, Any]) -> Resumed:
-        self._check_model(path, meta)
-        self._check_tensors(zero, path, meta)
+        self.agreement.check(path, meta)
+        self.agreement.check_tensors(path, meta, zero.task, zero.stage)
         try:
             if zero.stage == 0 or meta["world"] == dist.get_world_size():
                 zero.load(path)
@@ -165,33 +165,7 @@ class Checkpoints:
             raise Damaged(path, error) from error
         zero.resume_scaling(meta["loss_scale"], meta.get("good_steps", 0))
         dist.barrier()
-        return Resumed(meta["step"], meta["progress"])
-
-    def _check_model(self, path: Path, meta: dict[str, Any]) -> None:
-        configured = json.loads(json.dumps(self.model))  # tuples are lists in a file
-        for field, (theirs, ours) in _differences(meta["model"], configured).items():
-            raise CheckpointError(
-                f"{path}: this checkpoint is of another model: {field} was {theirs}, this run has "
-                f"{ours}; {self._fix()}"
-            )
-
-    def _check_tensors(self, zero: Zero, path: Path, meta: dict[str, Any]) -> None:
-        ours = _shapes(zero.task)
-        for name in sorted(set(ours) | set(meta["tensors"])):
-            was, now = meta["tensors"].get(name), ours.get(name)
-            if was != now:
-                raise CheckpointError(
-                    f"{path}: this checkpoint is of another shape: {name} was {was or 'absent'}, "
-                    f"is {now or 'absent'}; {self._fix()}"
-                )
-        if (meta["zero_stage"] == 0) != (zero.stage == 0):
-            raise CheckpointError(
-                f"{path}: written with --run.zero_stage {meta['zero_stage']}, this run has "
-                f"{zero.stage}; stages 1 and 2 exchange checkpoints, 0 does not: {self._fix()}"
-            )
-
-    def _fix(self) -> str:
-        return f"take the setting back, or choose another --cluster.output, or delete {self.folder}"
+        return Resumed(meta["step"], meta["progress"], self.agreement.changes(meta))
 
     def _meta(self, zero: Zero, step: int, progress: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -201,8 +175,9 @@ class Checkpoints:
             "zero_stage": zero.stage,
             "loss_scale": zero.loss_scale,
             "good_steps": zero.good_steps,
-            "model": self.model,
-            "tensors": _shapes(zero.task),
+            "model": self.agreement.model,
+            "recipe": self.agreement.recipe,
+            "tensors": shapes(zero.task),
             "progress": progress,
         }
 
@@ -281,16 +256,3 @@ def fp32_state(task: nn.Module) -> dict[str, Tensor]:
         )
         state[name] = value.clone(memory_format=torch.contiguous_format)
     return state
-
-
-def _differences(theirs: Any, ours: Any, at: str = "model") -> dict[str, tuple[Any, Any]]:
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        found = {}
-        for key in dict.fromkeys([*theirs, *ours]):
-            found |= _differences(theirs.get(key), ours.get(key), f"{at}.{key}")
-        return found
-    return {} if theirs == ours else {at: (theirs, ours)}
-
-
-def _shapes(task: nn.Module) -> dict[str, list[int]]:
-    return {name: list(value.shape) for name, value in task.state_dict().items()}

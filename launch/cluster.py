@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -25,6 +24,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.distributed as dist
 
+from launch.capacity import check_capacity, telling_of_shortage
 from launch.failures import Progress, Restarts
 from launch.signals import handler_kept
 from launch.zero import release_process_group
@@ -124,6 +124,9 @@ def ray_cluster(*, silent: bool = False) -> Iterator[None]:
     # every restart.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Until a node's announced end Ray would report its dead workers again at every poll. A lost
+    # node is survived without an announcement.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Lines of progress after a restart look like repetitions of those before it.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     import ray
@@ -159,45 +162,37 @@ def _our_packages() -> dict[str, Any]:
     return {"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}}
 
 
-def check_capacity(cluster: ClusterConfig) -> int:
-    """How many workers fit, all other jobs aside. Raises ValueError for fewer than the workers of
-    the job, where Ray would wait for a node that never comes."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    asked = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
-    room = sys.maxsize
-    for kind, each in asked.items():
-        fits = sum(int(node.get(kind, 0) // each) for node in nodes) if each else sys.maxsize
-        room = min(room, fits)
-        if fits < cluster.workers:
-            has = int(sum(node.get(kind, 0) for node in nodes))
-            less = f"less --cluster.{kind.lower()}s_per_worker"
-            setting = f"--cluster.workers {fits}" if fits else less
-            need = (
-                f"{cluster.workers} workers of {each} {kind} need {cluster.workers * each} {kind}s"
-            )
-            raise ValueError(
-                f"{need}; the cluster has {has} on {len(nodes)} nodes, room for {fits} workers. "
-                f"Use {setting}, or add nodes (ray start --address ...)"
-            )
-    return room
-
-
 def _run_on_ray(
     worker: Worker, config: dict[str, Any], cluster: ClusterConfig, progress: Progress | None
 ) -> dict[str, Any]:
     import ray.train
+
+    check_capacity(cluster)
+    restarts = Restarts(cluster.max_failures, progress)
+    with telling_of_shortage(cluster):
+        while True:
+            try:
+                return _attempt(worker, config, cluster, progress)
+            except ray.train.ControllerError as error:
+                # Of Ray's own, what befell workers before their function was called.
+                if said := restarts.after_start(error.controller_failure):
+                    print(said, flush=True)
+
+
+def _attempt(
+    worker: Worker, config: dict[str, Any], cluster: ClusterConfig, progress: Progress | None
+) -> dict[str, Any]:
+    """One run of Ray Train, which starts lost workers again by itself."""
+    import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    check_capacity(cluster)
-    # One node: nothing can be reclaimed that the job survives. Saves a process and its warning.
-    if len(ray.nodes()) == 1:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # A name that was used before would resume that run.
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     storage = Path(cluster.output).resolve() / "ray"
+    failures = ray.train.FailureConfig(  # the callback counts, and the caller
+        max_failures=-1, controller_failure_limit=0
+    )
     trainer = TorchTrainer(
         _worker_main,
         train_loop_config={"worker": worker, "config": config, "threads": cluster.cpus_per_worker},
@@ -210,22 +205,18 @@ def _run_on_ray(
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=-1),  # the callback counts
+            failure_config=failures,
             callbacks=[_failure_callback(cluster.max_failures, progress)],
             logging_config=LoggingConfig(log_level="CRITICAL"),  # what fails is said once, by us
             worker_runtime_env=_our_packages(),
         ),
     )
     try:
-        with _telling_of_shortage(cluster):
-            result = _beside(trainer.fit)
-    except ray.train.ControllerError as error:
-        raise error.controller_failure from None
+        return cast(dict[str, Any], _beside(trainer.fit).return_value)
     finally:
         shutil.rmtree(storage / name, ignore_errors=True)  # Ray's own; nothing of ours is there
         with contextlib.suppress(OSError):
             storage.rmdir()
-    return cast(dict[str, Any], result.return_value)
 
 
 def _beside(call: Callable[[], Any]) -> Any:
@@ -241,29 +232,6 @@ def _beside(call: Callable[[], Any]) -> Any:
 
     threading.Thread(target=run, name="ray-train", daemon=True).start()
     return result.result()
-
-
-@contextlib.contextmanager
-def _telling_of_shortage(cluster: ClusterConfig, *, every: float = 20.0) -> Iterator[None]:
-    """Say so when nodes are gone and the workers no longer fit: Ray waits for ever, in silence."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        short = False
-        while not ended.wait(every):
-            try:
-                check_capacity(cluster)
-                short = False
-            except ValueError as error:
-                if not short:
-                    print(f"waiting until all workers fit: {error}", flush=True)
-                short = True
-
-    threading.Thread(target=watch, name="capacity", daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
 
 
 def _worker_main(loop: dict[str, Any]) -> dict[str, Any]:

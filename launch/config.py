@@ -45,7 +45,7 @@ def absolute_paths(cfg: Cfg, *fields: str) -> Cfg:
     was typed. URLs stay as they are.
     """
     for field in fields:
-        cfg = _map_field(cfg, field.split("."), _absolute)
+        cfg = _map_field(cfg, field.split("."), absolute)
     return cfg
 
 
@@ -197,9 +197,11 @@ def _map_field(cfg: Any, path: list[str], change: Callable[[Any], Any]) -> Any:
     return dataclasses.replace(cfg, **{head: value})
 
 
-def _absolute(value: Any) -> Any:
+def absolute(value: Any) -> Any:
+    """A path, or several, made absolute; a URL, None and "" as they are. Raises ConfigError for a
+    relative one in a submitted job."""
     if isinstance(value, tuple):
-        return tuple(_absolute(item) for item in value)
+        return tuple(absolute(item) for item in value)
     if not value or "://" in value:
         return value
     path = os.path.expanduser(value)

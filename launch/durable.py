@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import tempfile
 import time
 import uuid
 import zipfile
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Numbers of errors of a place that takes no more, however often it is tried."""
 
 
 def through(files: Sequence[Path], folder: Path) -> dict[str, int]:
@@ -48,6 +52,24 @@ def rename_through(path: Path, to: Path) -> None:
     _sync(path)
     path.rename(to)
     _sync(to.parent)
+
+
+def why_unwritten(error: Exception, folder: Path) -> int:
+    """The number of what kept a file from being written: one of `FULL`, or EIO.
+
+    torch tells of a full disk in a RuntimeError without a number, and where a quota is used up the
+    disk has room: so a small file is tried. Ask before anything is cleared away.
+    """
+    number = getattr(error, "errno", None)
+    if number is None:
+        try:
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(1 << 20))
+                probe.flush()
+                os.fsync(probe.fileno())
+        except OSError as tried:
+            number = tried.errno
+    return number if number in FULL else errno.EIO
 
 
 def damage(folder: Path, sizes: dict[str, int]) -> str | None:

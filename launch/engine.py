@@ -69,6 +69,9 @@ class RunConfig:
     """Steps between two evaluations; the end of the run is always evaluated. 0 = only there."""
     keep_checkpoints: int = 3
     """How many checkpoints stay on disk."""
+    allow_change: bool = False
+    """Go on from a checkpoint with other settings than it was made with (learning rate, masking,
+    augmentation, losses, ...), which then hold from there on. Without it they are refused."""
     max_bad_steps: int = 5
     """After this many steps in a row without a finite loss and gradient the run goes back to its
     last checkpoint, once."""

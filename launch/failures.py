@@ -6,17 +6,19 @@ Owns the reading of exceptions. Refuses to know who starts workers and who logs.
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from launch.durable import FULL
+
 # How errors of a lost peer or loader process, a broken connection or a sick device read; a restart
 # mends these.
 _TORN = ("gloo", "nccl", "connection", "socket", "cuda error", "[cuda]", "cudnn", "timed out")
 _TORN += ("dataloader worker",)
+_NO_ROOM = "WorkerGroupStartupTimeoutError"  # of a private module of Ray's
 
 
 Progress = Callable[[], Any]
@@ -41,6 +43,19 @@ class Restarts:
         for _, error in sorted(failures.items()):
             if not lost and not mended_by_restart(error):
                 raise error
+        return self._again(told(failures))
+
+    def after_start(self, error: Exception) -> str:
+        """As `after`, of what befell workers before their function was called; "" where Ray gave up
+        waiting for room, which is no failure."""
+        if type(error).__name__ == _NO_ROOM:
+            return ""
+        cause: Exception = getattr(error, "cause", None) or error  # Ray wraps what a task raised
+        if not mended_by_restart(cause):
+            raise cause from None
+        return self._again(f"workers could not be started ({_first_line(cause)})")
+
+    def _again(self, what: str) -> str:
         reached = self._reached
         with contextlib.suppress(OSError):  # storage that hiccups may be why they failed
             reached = self._progress() if self._progress else None
@@ -49,10 +64,10 @@ class Restarts:
         if self._count > self._allowed:
             since = " in a row without a new checkpoint" if self._progress else ""
             raise WorkerLost(
-                f"{told(failures)}; that was failure {self._count}{since}, --cluster.max_failures "
+                f"{what}; that was failure {self._count}{since}, --cluster.max_failures "
                 f"allows {self._allowed}"
             )
-        return f"{told(failures)}; failure {self._count}, {self._allowed} allowed: starting again"
+        return f"{what}; failure {self._count}, {self._allowed} allowed: starting again"
 
 
 def mended_by_restart(error: Exception) -> bool:
@@ -62,10 +77,12 @@ def mended_by_restart(error: Exception) -> bool:
     A mistake in a config, in data or in code, a full disk or memory that is too small come back
     every time.
     """
-    if isinstance(error, FileNotFoundError | PermissionError | torch.OutOfMemoryError):
+    if isinstance(error, FileNotFoundError | PermissionError | torch.OutOfMemoryError | WorkerLost):
         return False
+    if isinstance(error, ConnectionError | TimeoutError):  # not all have a number
+        return True
     if isinstance(error, OSError):
-        return error.errno not in (None, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+        return error.errno not in (None, *FULL)
     if isinstance(error, RuntimeError):
         return isinstance(error, dist.DistError) or any(
             sign in str(error).lower() for sign in _TORN
@@ -85,10 +102,14 @@ def told(failures: dict[int, Exception]) -> str:
     for rank, error in sorted(
         (lost or failures).items()
     ):  # the others only report that they miss these
-        first = str(error).strip().split("\n")[0][:200]
         said.append(
             f"worker {rank} died"
             if is_lost_process(error)
-            else f"worker {rank}: {type(error).__name__}: {first}"
+            else f"worker {rank}: {_first_line(error)}"
         )
     return ", ".join(said)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -7,12 +7,14 @@ application.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from launch.agreement import Agreement
 from launch.checkpoint import Checkpoints
 from launch.claim import claimed
 from launch.cluster import ClusterConfig, WorkerContext, launch
@@ -20,8 +22,8 @@ from launch.config import to_dict
 from launch.engine import Diverged, Summary
 from launch.failures import WorkerLost
 from launch.provenance import Input, provenance
-from launch.record import closing_run, continue_run, create_run, remember
-from launch.store import StoreError, wait_until_usable
+from launch.record import closing_run, continue_run, create_run, flatten, remember
+from launch.store import StoreError, store_uri, wait_until_usable
 from launch.task import Tracker as TrackerProtocol
 from launch.tracking import RunHandle, SilentTracker, Tracker, TrackingConfig
 
@@ -90,10 +92,14 @@ def drive(
 def _open_run(
     config: JobConfig, output: Path, origin: Mapping[str, str], kept: Checkpoints | None
 ) -> RunHandle:
-    """The run that the checkpoints belong to, or a new one."""
-    known = {"output": str(output), "config": to_dict(config), "origin": origin}
+    """The run that the checkpoints belong to, or a new one; what changed becomes tags of it."""
+    known: dict[str, Any] = {"output": str(output), "config": to_dict(config), "origin": origin}
     handle = None
-    if kept is not None and kept.resumable():
+    if kept is not None and (meta := kept.resumable()) is not None:
+        known["origin"] = {**origin} | {k: v for k, (_, v) in kept.agreement.changes(meta).items()}
+        # It was there when this run began: a job that is submitted again can wait for it.
+        uri = store_uri(config.tracking.uri, str(output))
+        wait_until_usable(uri, config.tracking.patience)
         handle = continue_run(kept.folder, config.tracking, **known)
     handle = handle or create_run(config.tracking, **known)
     if kept is not None:
@@ -116,6 +122,31 @@ def _deliver_rest(handle: RunHandle, output: Path, patience: float) -> None:
         ) from away
     if (outbox := _outbox(output, handle.run_id)).is_dir():
         Tracker(*handle, outbox=outbox, system_metrics_seconds=0).close(patience)
+
+
+_NO_RECIPE = re.compile(
+    r"(encoder|decoder|init|cluster|tracking)\b"
+    r"|run\.(epochs|steps|micro_batch|compile|zero_stage|allow_change|log_every|save_every)"
+    r"|run\.(eval_every|keep_checkpoints|max_bad_steps|peak_tflops)"
+    r"|data\.(shards|splits?|loader_workers|prefetch|max_failed_share|allow_missing|skip)\b"
+    r"|data\.(cache|cache_gb|retry_seconds|views|augment_on)\b"
+)
+
+
+def agreement(
+    config: Mapping[str, Any], origin: Mapping[str, str], network: Mapping[str, Any]
+) -> Agreement:
+    """What this run's checkpoints must agree on, from the configuration as JSON values.
+
+    Of the recipe are all settings but those of the network and its inputs, which are compared
+    anyway, the length of the run, which is told by itself, and those that change no weight.
+    """
+    recipe = {k: v for k, v in flatten(config).items() if not _NO_RECIPE.match(k)}
+    return Agreement(
+        model={**network, **identity(config, origin)},
+        recipe=recipe,
+        allow_change=config["run"]["allow_change"],
+    )
 
 
 def identity(config: Mapping[str, Any], origin: Mapping[str, str]) -> dict[str, Any]:

@@ -61,8 +61,14 @@ class Outbox:
 
     def figures(self, count: int) -> list[Figures]:
         """The oldest messages with figures, at most `count`."""
-        paths = self._waiting(_FIGURES)[:count]
-        return [Figures(path, *json.loads(path.read_text())) for path in paths]
+        found = []
+        for path in self._waiting(_FIGURES)[:count]:
+            try:
+                found.append(Figures(path, *json.loads(path.read_text())))
+            except (ValueError, TypeError):  # a machine that went down leaves files without content
+                print(f"{path} holds no figures, as after a crash of the machine: left out")
+                _remove(path)
+        return found
 
     def files(self) -> list[Path]:
         """Folders whose content is to be stored, the oldest first."""

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from launch.cluster import ClusterConfig, check_capacity, ray_cluster
+from launch.capacity import check_capacity
+from launch.cluster import ClusterConfig, ray_cluster
 from launch.failures import WorkerLost, is_lost_process, mended_by_restart
 
 Body = Callable[[dict[str, Any]], dict[str, Any]]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.signals import status_after, termination_raises
-from launch.store import experiment_id, store_uri
+from launch.store import StoreError, Unreachable, experiment_id, store_uri
 from launch.tracking import RunHandle, TrackingConfig, connect
 
 if TYPE_CHECKING:
@@ -39,13 +39,21 @@ def create_run(
         origin: tags, see `provenance.provenance`.
 
     Raises:
-        StoreError: see `store_uri` and `connect`; or the experiment was deleted.
+        StoreError: see `store_uri` and `connect`; or the experiment was deleted, or MLflow refuses
+            the run, as where the right to write is missing.
     """
+    from mlflow.exceptions import MlflowException
+
     uri = store_uri(tracking.uri, output)
     client = connect(uri)
     name = tracking.run_name or Path(output).absolute().name
-    experiment = experiment_id(client, tracking.experiment, uri=uri, output=output)
-    run_id = client.create_run(experiment, run_name=name).info.run_id
+    try:
+        experiment = experiment_id(client, tracking.experiment, uri=uri, output=output)
+        run_id = client.create_run(experiment, run_name=name).info.run_id
+    except MlflowException as error:
+        raise StoreError(
+            f"MLflow at {uri} opens no run in experiment {tracking.experiment!r}: {error}"
+        ) from error
     under = {"mlflow.parentRunId": tracking.parent} if tracking.parent else {}
     _log_in_portions(client, run_id, params=flatten(config), tags={**origin, **under})
     client.log_text(run_id, json.dumps(config, indent=2), "config.json")
@@ -84,8 +92,12 @@ def continue_run(
     client = connect(uri)
     try:
         run = client.get_run(handle.run_id)
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise Unreachable(
+            f"MLflow at {uri} does not tell of run {handle.run_id}: {error}"
+        ) from error
     if run.info.lifecycle_stage != "active":
         return None
     known = run.data.tags

@@ -80,6 +80,8 @@ class State:
                     f"this was a run of {before} steps, now of {self.total}: the learning rate "
                     "follows the new length"
                 )
+            for name, (before, now) in resumed.changed.items():
+                self.say(f"from here on {name} is {now}, it was {before}")
         source.start(self.step)
 
     def progress(self) -> dict[str, Any]:
@@ -103,7 +105,7 @@ class State:
             raise Diverged(
                 f"step {self.step}: {self.bad_in_a_row} steps in a row were not finite, again "
                 f"after going back to a checkpoint; the last: {what}. Look at these samples, lower "
-                "--run.base_lr, or set --run.clip_grad 1.0"
+                "--run.base_lr or set --run.clip_grad 1.0 (with --run.allow_change)"
             )
         return True
 
@@ -113,7 +115,7 @@ class State:
             raise Diverged(
                 f"step {self.step}: {self.bad_in_a_row} steps in a row were not finite and there "
                 "is no checkpoint to go back to; look at the samples named above, lower "
-                "--run.base_lr, or set --run.clip_grad 1.0"
+                "--run.base_lr or set --run.clip_grad 1.0 (with --run.allow_change)"
             )
         self.say(
             f"step {self.step}: {self.bad_in_a_row} bad steps, going back to the last checkpoint"

@@ -14,6 +14,8 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.config import absolute
+
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
@@ -38,12 +40,13 @@ def store_uri(uri: str, output: str) -> str:
 
     Raises:
         StoreError: MLflow 3 no longer writes to plain folders, or the scheme is unknown.
+        ConfigError: the path is relative in a submitted job.
     """
     if not uri:
         return f"sqlite:///{Path(output).expanduser().absolute().parent / 'mlflow.db'}"
     scheme = uri.split(":", 1)[0].split("+", 1)[0] if ":" in uri else ""
     if scheme == "sqlite":
-        return f"sqlite:///{Path(sqlite_path(uri)).expanduser().absolute()}"
+        return f"sqlite:///{absolute(sqlite_path(uri))}"
     if scheme in DATABASES or scheme in SERVERS:
         return uri
     folder = Path(uri.removeprefix("file://").removeprefix("file:")).expanduser().absolute()

@@ -9,6 +9,7 @@ nothing do not carry it.
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import tempfile
 import threading
@@ -28,6 +29,7 @@ from launch.store import StoreError, check_names, connect
 
 __all__ = ["RunHandle", "SilentTracker", "Tracker", "TrackingConfig", "connect", "latest"]
 
+_UNTAKEN = re.compile(r"[^/\w.\- :]")
 CLOSING = 30.0  # seconds that the end of a worker waits for a store that takes nothing
 
 
@@ -56,8 +58,9 @@ class TrackingConfig:
     parent: str = ""
     """Identity of the run that this one is listed under, such as a study's; empty: none."""
     patience: float = 3600.0
-    """Seconds that a finished job waits for an MLflow that does not answer, before it ends with an
-    error. While it runs it needs none: what it has to tell is kept on disk and delivered later."""
+    """Seconds that a job which goes on from a checkpoint, or is finished, waits for an MLflow that
+    does not answer, before it ends with an error. While it runs it needs none: what it has to tell
+    is kept on disk and delivered later."""
 
     def __post_init__(self) -> None:
         check_names(self.register, self.alias)
@@ -96,8 +99,9 @@ class Tracker:
             self._load = _Load(self.handle, self.log, system_metrics_seconds)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Figures of one step; returns at once."""
-        values = {name: float(value) for name, value in metrics.items()}
+        """Figures of one step; returns at once. What MLflow takes in no name (a class called "fear
+        (mild)") becomes _."""
+        values = {_UNTAKEN.sub("_", name): float(value) for name, value in metrics.items()}
         now = time.time_ns() // 1_000_000
         self._outbox.put_figures(values, step=step, milliseconds=now)
         self._delivery.wake()

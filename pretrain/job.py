@@ -16,7 +16,7 @@ from launch.checkpoint import Checkpoints, fp32_state
 from launch.cluster import WorkerContext
 from launch.config import absolute_paths, from_dict, parse, to_dict
 from launch.engine import evaluate, fit
-from launch.job import attached, command, drive, identity, summarise
+from launch.job import agreement, attached, command, drive, summarise
 from launch.task import Tracker
 from launch.tracking import RunHandle
 from mira.tubelets import normalise
@@ -122,7 +122,7 @@ def checkpoints_of(config: PretrainConfig, origin: Mapping[str, str]) -> Checkpo
     return Checkpoints(
         Path(config.cluster.output, "checkpoints"),
         keep=config.run.keep_checkpoints,
-        model=config.encoder.identity() | {"decoder": data["decoder"]} | identity(data, origin),
+        agreement=agreement(data, origin, config.encoder.identity() | {"decoder": data["decoder"]}),
     )
 
 

@@ -24,7 +24,7 @@ ENTRY_SCRIPTS = {
 }
 WALLS = {  # a third party → the files or folders that may name it
     "triton": ("kernels/",),
-    "ray": ("launch/cluster.py", "launch/parallel.py", "shards/ingest/"),
+    "ray": ("launch/capacity.py", "launch/cluster.py", "launch/parallel.py", "shards/ingest/"),
     "deepspeed": ("launch/engine.py", "launch/zero.py", "launch/checkpoint.py"),
     "mlflow": (
         "launch/store.py",

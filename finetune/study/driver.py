@@ -110,7 +110,7 @@ def prepare(config: StudyConfig) -> tuple[Protocol, dict[str, Any]]:
     if made.mapped and config.finetune.losses.votes:
         raise Refused(
             "losses.votes are votes for the labels in the shards, and this study calls them "
-            "otherwise (--classes, --rename, composite, lodo): set --losses.votes False"
+            "otherwise (--classes, --rename, composite, lodo): set --losses.no_votes"
         )
     if not made.mapped and len({manifest.labels for manifest in manifests}) > 1:
         each = "; ".join(", ".join(manifest.labels) for manifest in manifests)

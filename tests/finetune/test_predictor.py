@@ -26,6 +26,7 @@ from finetune.mixing import MixConfig
 from finetune.models.classifier import Classifier
 from finetune.outputs import Outputs
 from finetune.predictor import Prediction, Predictor, PredictorConfig, save_predictor
+from finetune.predictor_config import other_crops
 from finetune.predictor_package import CODE, package, predict_videos, stream_predictions
 from finetune.task import ClassifyTask
 from launch import registry
@@ -35,7 +36,7 @@ from mira.encoder import EncoderConfig
 from shards.augment import ViewConfig
 from shards.batch import Clip, collate
 from shards.ingest.settings import IngestSettings
-from shards.manifest import write_manifest
+from shards.manifest import Manifest, write_manifest
 from shards.stream import DataConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,6 +257,28 @@ def test_faces_are_cropped_as_in_the_shards_that_were_trained_on(tmp_path):
     config = PredictorConfig.of(encoder=ENCODER, data=data, outputs=Outputs(LABELS))
     assert (config.face.size, config.face.detector, config.face.margin) == (96, "none", 0.4)
     assert (config.stride, config.views) == (None, ViewConfig(temporal=3))
+
+
+def test_folders_that_were_cropped_otherwise_are_told(tmp_path):
+    made = []
+    for name, clip in (("a", {"detector": "none"}), ("b", {"detector": "haar"})):
+        (tmp_path / name).mkdir()
+        clip |= {"size": 96, "margin": 0.4, "crf": len(made)}
+        write_manifest(tmp_path / name, [], labels=LABELS, clip=clip, created_by={})
+        made.append(Manifest.open(tmp_path / name))
+    [line] = other_crops(made)
+    assert f"{tmp_path}/b was cropped with detector haar, {tmp_path}/a with none" in line
+    assert other_crops(made[:1]) == other_crops([made[1], made[1]]) == []
+
+
+def test_an_answer_needs_no_record_and_says_what_it_takes_for_the_face(
+    packed, videos, tmp_path, capsys
+):
+    asked = PredictConfig(str(packed), (videos[0],), out=str(tmp_path / "out"), record=False)
+    [answer] = run_answers(asked)
+    assert answer.label in LABELS and (tmp_path / "out/predictions.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "no database was made"
+    assert "takes the middle square of a video for the face" in capsys.readouterr().err
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path):

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from launch.agreement import Agreement
 from launch.checkpoint import Checkpoints, fp32_state
 from launch.cluster import WorkerContext
 from launch.durable import check_shared
@@ -24,7 +25,9 @@ from tests.launch.toy import MemoryTracker, ToyStream, ToyTask, here
 GLOBAL = 16
 
 
-def train(folder, steps: int, context: WorkerContext, *, task=None, model=None, keep=9, **changes):
+def train(
+    folder, steps: int, context: WorkerContext, *, task=None, agreement=None, keep=9, **changes
+):
     """Train to `steps` of a run of 8, a checkpoint every 2; returns the task and its losses by
     step."""
     values = {
@@ -43,7 +46,7 @@ def train(folder, steps: int, context: WorkerContext, *, task=None, model=None, 
                 raise InterruptedError
             yield batch
 
-    checkpoints = Checkpoints(folder, keep=keep, model=model)
+    checkpoints = Checkpoints(folder, keep=keep, agreement=agreement)
     try:
         fit(
             task,
@@ -77,7 +80,7 @@ def _rank_of_two(rank: int, folder: str) -> None:
     except OSError as error:
         found["not shared"] = str(error)
     try:
-        Checkpoints(f"{folder}/of-two-1", model={"width": 3}).restore(_zero(context))
+        Checkpoints(f"{folder}/of-two-1", agreement=Agreement({"width": 3})).restore(_zero(context))
     except ValueError as error:
         found["refused"] = str(error)
     torch.save(found, f"{folder}/rank{rank}.pt")
@@ -154,12 +157,30 @@ def test_checkpoint_of_another_shape_is_refused_with_the_tensor(tmp_path):
 
 
 def test_checkpoint_of_another_network_is_refused_with_the_field(tmp_path):
-    model = {"encoder": {"depth": 2, "attention": "sdpa"}}
-    here(lambda context: train(tmp_path, 2, context, model=model))
-    other = {"encoder": {"depth": 2, "attention": "mira_exact"}}
+    ours = Agreement({"encoder": {"depth": 2, "attention": "sdpa"}})
+    here(lambda context: train(tmp_path, 2, context, agreement=ours))
+    other = Agreement({"encoder": {"depth": 2, "attention": "mira_exact"}})
     assert "model.encoder.attention was sdpa, this run has mira_exact" in refusal(
-        tmp_path, model=other
+        tmp_path, agreement=other
     )
+
+
+def test_another_recipe_is_refused_unless_it_is_meant_and_then_told(tmp_path, capsys):
+    ours = Agreement(recipe={"run.base_lr": "0.3", "mask.ratio": "0.9", "gone": "1"})
+    here(lambda context: train(tmp_path, 2, context, agreement=ours))
+    other = {"run.base_lr": "0.1", "mask.ratio": "0.9", "new": "2"}
+    told = refusal(tmp_path, agreement=Agreement(recipe=other))
+    assert "has gone 2 steps with run.base_lr 0.3, now it is 0.1" in told
+    assert "--run.allow_change" in told
+    capsys.readouterr()
+    meant = Agreement(recipe=other, allow_change=True)
+    here(lambda context: train(tmp_path, 4, context, agreement=meant))
+    said = capsys.readouterr().out
+    assert "from here on run.base_lr is 0.1, it was 0.3" in said
+    assert said.count("from here on") == 1, "what one of the two does not know is no change"
+    # From now on the new recipe is this run's.
+    here(lambda context: train(tmp_path, 6, context, agreement=Agreement(recipe=other)))
+    assert "run.base_lr 0.1, now it is 0.3" in refusal(tmp_path, agreement=ours)
 
 
 def test_stage_zero_and_the_others_do_not_mix(tmp_path):
@@ -310,10 +331,11 @@ def test_write_that_fails_midway_leaves_the_last_checkpoint_and_nothing_else(tmp
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # what a full disk does to a write
     try:
-        with pytest.raises(OSError, match="checkpoint of step 4 could not be written"):
+        with pytest.raises(OSError, match="checkpoint of step 4 could not be written") as error:
             here(lambda context: train(tmp_path, 8, context))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.errno == errno.EFBIG, "of the system, which torch hides: no restart mends it"
     assert [p.name for p in tmp_path.iterdir()] == ["step_000002"]
     _, late = here(lambda context: train(tmp_path, 8, context))
     assert sorted(late) == [3, 4, 5, 6, 7, 8]

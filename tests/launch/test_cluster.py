@@ -12,15 +12,20 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+)
 
+from launch.capacity import check_capacity, telling_of_shortage
 from launch.checkpoint import Checkpoints
-from launch.cluster import ClusterConfig, _telling_of_shortage, launch
+from launch.cluster import ClusterConfig, launch
 from launch.engine import RunConfig, fit
 from launch.failures import Restarts, WorkerLost, mended_by_restart
 from tests.launch.toy import MemoryTracker, ToyStream, ToyTask
@@ -170,6 +175,45 @@ def test_storage_that_is_away_when_workers_fail_is_no_progress_and_no_error():
         restarts.after(torn)
 
 
+def test_a_start_that_fails_counts_as_lost_workers_do():
+    from ray.exceptions import RayTaskError
+
+    refused = dist.DistNetworkError("The client socket has failed to connect to 10.0.0.1")
+    wrapped = RayTaskError("setup", "a long traceback", refused).as_instanceof_cause()
+    restarts = Restarts(2, lambda: 500)
+    assert restarts.after_start(wrapped) == (
+        "workers could not be started (DistNetworkError: The client socket has failed to connect "
+        "to 10.0.0.1); failure 1, 2 allowed: starting again"
+    )
+    assert "failure 2" in restarts.after_start(TimeoutError("timed out setting up"))
+    with pytest.raises(WorkerLost, match=r"failed to initialize.*; that was failure 3 in a row"):
+        restarts.after_start(WorkerGroupStartupFailedError("a worker failed to initialize"))
+
+
+def test_a_start_that_no_restart_mends_ends_the_job_and_a_lack_of_room_is_waited_for():
+    from ray.exceptions import RayTaskError
+
+    restarts = Restarts(0, None)
+    assert restarts.after_start(WorkerGroupStartupTimeoutError(num_workers=2)) == ""
+    wrapped = RayTaskError("f", "a traceback", ImportError("no torch")).as_instanceof_cause()
+    for error, kind in ((wrapped, ImportError), (WorkerLost("failure 4, nccl"), WorkerLost)):
+        with pytest.raises(kind):
+            restarts.after_start(error)
+
+
+def test_a_worker_fits_where_all_it_asks_for_is_on_one_node(monkeypatch):
+    """Cores of nodes without GPUs are none for it."""
+    gpu, cpu = {"CPU": 64.0, "GPU": 8.0}, {"CPU": 144.0}
+    nodes = [{"Alive": True, "Resources": r} for r in [gpu] * 8 + [cpu] * 2]
+    nodes.append({"Alive": False, "Resources": gpu})
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    asked = ClusterConfig(workers=40, gpus_per_worker=1, cpus_per_worker=12)
+    assert check_capacity(asked) == 40
+    with pytest.raises(ValueError, match=r"12 CPU and 1 GPU.*800 CPUs and 64 GPUs on 10 nodes"):
+        check_capacity(replace(asked, workers=41))
+    assert check_capacity(ClusterConfig(workers=1, cpus_per_worker=12)) == 8 * 5 + 2 * 12
+
+
 def test_that_workers_wait_for_lost_nodes_is_said_once(monkeypatch, capsys):
     asked = threading.Semaphore(0)
 
@@ -177,8 +221,8 @@ def test_that_workers_wait_for_lost_nodes_is_said_once(monkeypatch, capsys):
         asked.release()
         raise ValueError("the cluster has room for 1 workers")
 
-    monkeypatch.setattr("launch.cluster.check_capacity", capacity)
-    with _telling_of_shortage(ClusterConfig(workers=2), every=0.01):
+    monkeypatch.setattr("launch.capacity.check_capacity", capacity)
+    with telling_of_shortage(ClusterConfig(workers=2), every=0.01):
         assert all(asked.acquire(timeout=10) for _ in range(3))
     said = capsys.readouterr().out
     assert said == "waiting until all workers fit: the cluster has room for 1 workers\n"
@@ -186,7 +230,8 @@ def test_that_workers_wait_for_lost_nodes_is_said_once(monkeypatch, capsys):
 
 def test_more_workers_than_cores_is_an_error_at_once(ray_cluster, tmp_path):
     with pytest.raises(
-        ValueError, match=r"3 workers of 1 CPU need 3 CPUs; the cluster has 2.*--cluster.workers 2"
+        ValueError,
+        match=r"3 workers of 1 CPU each do not fit: the cluster has 2 CPUs.*--cluster.workers 2",
     ):
         on(3, tmp_path)
 
@@ -194,7 +239,8 @@ def test_more_workers_than_cores_is_an_error_at_once(ray_cluster, tmp_path):
 def test_more_gpus_than_there_are_is_an_error_at_once(ray_cluster, tmp_path):
     cluster = ClusterConfig(workers=2, gpus_per_worker=1, output=str(tmp_path))
     with pytest.raises(
-        ValueError, match=r"need 2 GPUs; the cluster has 0.*less --cluster.gpus_per_worker"
+        ValueError,
+        match=r"of 1 CPU and 1 GPU each.* 0 GPUs.*room for 0.*less --cluster.gpus_per_worker",
     ):
         launch(train_or_break, {}, cluster)
 
@@ -234,7 +280,9 @@ def test_output_must_be_named():
         (dist.DistBackendError("NCCL failure"), True),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
         (OSError(errno.EIO, "input/output error"), True),
+        (TimeoutError("timed out setting up the process group"), True),
         (OSError(errno.ENOSPC, "no space"), False),
+        (OSError(errno.EDQUOT, "quota exceeded"), False),
         (FileNotFoundError("shard-000001.tar"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (torch.OutOfMemoryError("CUDA out of memory"), False),
@@ -248,7 +296,7 @@ def test_only_what_a_restart_can_mend_is_restarted(error, mended):
 
 SCRIPT = """
 import sys
-from launch.cluster import ClusterConfig, _telling_of_shortage, launch
+from launch.cluster import ClusterConfig, launch
 from stranger import work
 out = sys.argv[1]
 print("answer", launch(work, {"x": 20}, ClusterConfig(workers=1, output=out)))
@@ -281,3 +329,32 @@ def test_cluster_of_its_own_finds_modules_beside_the_script_and_fails_with_the_m
     assert done.returncode == 1
     assert "ValueError: x is below zero; use a positive one" in done.stderr
     assert not (home / ".ray" / "auth_token").exists(), "later clusters would demand the token"
+
+
+START = """
+import os, sys
+os.environ["GLOO_SOCKET_IFNAME"] = "nosuch0"
+from launch.cluster import ClusterConfig, launch
+from stranger import work
+launch(work, {"x": 20}, ClusterConfig(workers=1, output=sys.argv[1], max_failures=1))
+"""
+
+
+@pytest.mark.slow
+def test_workers_whose_process_group_cannot_be_made_are_started_again_then_given_up(tmp_path):
+    (tmp_path / "main.py").write_text(START)
+    (tmp_path / "stranger.py").write_text(WORK)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "main.py", str(tmp_path / "out")],
+        cwd=tmp_path,
+        env=clean | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 1
+    assert done.stdout.count("workers could not be started (") == 1, done.stdout + done.stderr
+    assert "failure 1, 1 allowed: starting again" in done.stdout
+    assert "WorkerLost: workers could not be started (" in done.stderr
+    assert "that was failure 2" in done.stderr

@@ -84,7 +84,7 @@ def test_no_more_run_at_once_than_are_allowed(tmp_path):
 def test_a_job_that_does_not_fit_is_refused_at_once(tmp_path):
     made = jobs(tmp_path, a=("go", 0))
     config = ClusterConfig(workers=0, cpus_per_worker=64)
-    with pytest.raises(ValueError, match="1 workers of 64 CPU need 64 CPUs; the cluster has 2"):
+    with pytest.raises(ValueError, match="1 workers of 64 CPU each do not fit: the cluster has 2"):
         run_all(body, made, config, retries=0, watch=lambda jobs: None)
     assert made[0].status == "waiting" and not list(tmp_path.iterdir())
 
@@ -96,7 +96,7 @@ def test_jobs_wait_for_a_node_that_is_away(tmp_path, monkeypatch, capsys):
     def capacity(cluster):
         looks.append(1)
         if 2 <= len(looks) <= 4:
-            raise ValueError("1 workers of 1 CPU need 1 CPUs; the cluster has 0 on 0 nodes")
+            raise ValueError("1 workers of 1 CPU each do not fit: the cluster has none")
         return whole(cluster)
 
     monkeypatch.setattr(parallel, "check_capacity", capacity)

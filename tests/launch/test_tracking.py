@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 
 from launch.provenance import provenance, source_hash, source_revision
 from launch.record import closing_run, continue_run, create_run, remember
@@ -97,6 +98,48 @@ def test_the_default_store_is_an_absolute_file_beside_the_output(tmp_path, monke
     assert store_uri("", "runs/demo") == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert store_uri("sqlite:///here.db", "runs/demo") == f"sqlite:///{tmp_path}/here.db"
     assert store_uri("https://mlflow.example", "runs/demo") == "https://mlflow.example"
+
+
+def test_a_relative_database_is_refused_in_a_submitted_job(monkeypatch):
+    """It would lie in the temporary copy of the folder, which Ray deletes."""
+    here = store_uri("sqlite:///runs/mlflow.db", "runs/out")
+    assert here == f"sqlite:///{Path.cwd()}/runs/mlflow.db"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ValueError, match=r"'runs/mlflow\.db' is a relative path, and a submitted"):
+        store_uri("sqlite:///runs/mlflow.db", "runs/out")
+    assert store_uri("sqlite:////shared/mlflow.db", "x") == "sqlite:////shared/mlflow.db"
+
+
+def test_a_run_that_cannot_be_asked_for_is_not_another_run(handle, tmp_path, monkeypatch):
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    config = TrackingConfig(uri=handle.uri)
+    known = {"output": str(tmp_path), "config": {}, "origin": {}}
+    remember(handle, tmp_path)
+
+    def busy(*_):
+        raise MlflowException("503 Service Unavailable", error_code=TEMPORARILY_UNAVAILABLE)
+
+    with monkeypatch.context() as away:
+        away.setattr(MlflowClient, "get_run", busy)
+        with pytest.raises(StoreError, match=rf"does not tell of run {handle.run_id}: 503"):
+            continue_run(tmp_path, config, **known)
+    assert continue_run(tmp_path, config, **known) == handle
+    remember(handle._replace(run_id="0" * 32), tmp_path)
+    assert continue_run(tmp_path, config, **known) is None
+
+
+def test_a_store_without_the_right_to_write_says_so(tmp_path, store, monkeypatch):
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    def denied(*_, **__):
+        raise MlflowException("you may only read", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "create_run", denied)
+    with pytest.raises(StoreError, match=r"opens no run in experiment 'mira': you may only read"):
+        open_run(f"sqlite:///{store}", tmp_path)
 
 
 @pytest.mark.parametrize("uri", ["file:///data/mlruns", "./mlruns", "mlruns", "/data/mlruns"])
@@ -391,11 +434,32 @@ def test_a_message_that_is_refused_holds_up_no_other(handle, tmp_path):
     outbox = tmp_path / "outbox"
     tracker = Tracker(*handle, outbox=outbox, system_metrics_seconds=0)
     for step in (1, 2, 3):
-        tracker.log({"loss": 1.0} | ({"no*name": 1.0} if step == 2 else {}), step)
+        tracker.log({"loss": 1.0} | ({"no//name": 1.0} if step == 2 else {}), step)
     with pytest.raises(StoreError, match="1 messages were refused .*and lie in") as error:
         tracker.flush()
-    assert "no*name" in str(error.value) and steps_of(handle, "loss") == [1, 3]
+    assert "no//name" in str(error.value) and steps_of(handle, "loss") == [1, 3]
     assert [path.name for path in outbox.iterdir()] == ["000000002.figures.refused"]
+
+
+def test_a_name_that_mlflow_would_refuse_keeps_nothing_back(handle, tmp_path):
+    tracker = Tracker(*handle, outbox=tmp_path / "outbox", system_metrics_seconds=0)
+    tracker.log({"recall/fear (mild) & ärger?": 0.5, "war": 0.25}, 1)
+    tracker.flush()
+    assert steps_of(handle, "war") == steps_of(handle, "recall/fear _mild_ _ ärger_") == [1]
+
+
+def test_a_message_that_a_crash_of_the_machine_emptied_holds_up_no_other(handle, tmp_path, capsys):
+    outbox = tmp_path / "outbox"
+    outbox.mkdir()
+    (outbox / "000000001.figures").write_text("")
+    (outbox / "000000002.figures").write_text("[2, 17000")
+    tracker = Tracker(*handle, outbox=outbox, system_metrics_seconds=0)
+    tracker.log({"loss": 1.0}, 3)
+    tracker.close()
+    assert steps_of(handle, "loss") == [3] and not outbox.exists()
+    said = capsys.readouterr().out
+    assert said.count("holds no figures, as after a crash of the machine: left out") == 2
+    assert "takes nothing now" not in said
 
 
 def test_an_artifact_store_that_fails_holds_up_no_figures(handle, tmp_path, monkeypatch):

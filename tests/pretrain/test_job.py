@@ -140,12 +140,26 @@ def test_another_seed_is_another_run(place, uri, whole):
 
 
 def test_a_finished_run_is_not_trained_again(place, uri, whole):
-    config = pretraining(place / "shards", place / "whole", uri)
+    config = replace(pretraining(place / "shards", place / "whole", uri), validation_split="test")
     again = job.run(config)
     assert (again["resumed_from"], again["steps"]) == (6, 6)
     assert again["loss_last"] == whole["loss_last"]
     assert again["run_id"] == whole["run_id"]
     assert same(weights(again), weights(whole))
+
+
+def test_a_finished_run_is_not_told_as_another_recipes(place, uri, whole):
+    """Its folder is often the recipe's own: nothing new would be trained."""
+    config = replace(pretraining(place / "shards", place / "whole", uri), validation_split="test")
+    other = replace(config, mask=replace(config.mask, ratio=0.5))
+    with pytest.raises(ValueError, match=r"gone 6 steps with mask\.ratio 0\.\d+, now it is 0\.5"):
+        job.run(other)
+    hidden = replace(config, run=replace(config.run, micro_batch=1, log_every=3, save_every=2))
+    assert job.run(hidden)["run_id"] == whole["run_id"]
+    meant = replace(other, run=replace(other.run, allow_change=True))
+    assert job.run(meant)["run_id"] == whole["run_id"]
+    tags = connect(uri).get_run(whole["run_id"]).data.tags
+    assert "0.5" in [value for name, value in tags.items() if name.endswith(".mask.ratio")]
 
 
 def test_a_damaged_sample_is_written_down_and_training_goes_on_without_it(tmp_path, uri):
