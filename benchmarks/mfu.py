@@ -86,7 +86,7 @@ def build(case: Case, device: torch.device) -> tuple[nn.Module, Callable[[Tensor
         flops = encoder_flops(config, config.grid.tokens)
         return encoder, lambda x: encoder(x).square().mean(), flops
     model = VideoMAE(config, DecoderConfig(narrow, shallow, few)).to(device)
-    mask = tube_mask(MASK, model.grid, torch.arange(case.batch)).to(device)
+    mask = tube_mask(MASK, model.grid, torch.arange(case.batch))
     return model, lambda x: model.loss(model(x, mask), x, mask), model.flops(MASK)
 
 

@@ -31,6 +31,7 @@ from launch.job import attached, command, drive, write_json
 from launch.registry import fetch
 from launch.store import store_uri
 from launch.tracking import TrackingConfig
+from launch.zero import Precision
 from shards.cache import DEFAULT_GB
 from shards.ledger import Ledger
 from shards.marks import cut_at_marks
@@ -53,6 +54,8 @@ class EvaluateConfig:
     splits: str | None = None
     """A CSV file `dataset,key,split` (path or URL) that replaces the splits stored in the shards;
     clips that it does not name are left out."""
+    precision: Precision = "fp32"
+    """Of the network's matrix products."""
     batch: int = 8
     """Clips a worker computes at once."""
     loader_workers: int = 2
@@ -210,13 +213,14 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         rank=context.rank,
         world=context.world,
         train=False,
+        pinned=bool(config.cluster.gpus_per_worker),
         ledger=Ledger(Path(config.cluster.output, "ledger.jsonl"), rank=context.rank),
         lost=payload["lost"],
     ) as stream:
         if outputs.labels:
             check_labels(stream.labels, outputs.labels)
         meter = RecordingMeter(outputs, stream)
-        found = evaluate(task, stream, meter, context=context)
+        found = evaluate(task, stream, meter, context=context, precision=config.precision)
         rejected = stream.collection.rejected
     found["coverage"] *= stream.samples / (stream.samples + rejected)
     how = stamp(config.model, predictor.config, config.split, payload["origin"])

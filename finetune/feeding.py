@@ -51,6 +51,7 @@ def open_train(
         world=world,
         start_step=start_step,
         train=True,
+        pinned=bool(config.cluster.gpus_per_worker),
         ledger=ledger,
         collection=collection,
     )
@@ -80,6 +81,7 @@ def open_split(
         rank=rank,
         world=world,
         train=False,
+        pinned=bool(config.cluster.gpus_per_worker),
         ledger=ledger,
         collection=collection,
         lost=lost,

@@ -60,3 +60,17 @@ def telling_of_shortage(cluster: ClusterConfig, *, every: float = 20.0) -> Itera
         yield
     finally:
         ended.set()
+
+
+def free_room() -> None:
+    """Give back what is reserved for workers, in a cluster that runs nothing else.
+
+    Ray Train forgets the reservation of workers of which one died as its function was being
+    started; elsewhere Ray's dashboard sees to it after a while.
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for identity, group in ray.util.placement_group_table().items():
+        if group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from launch import durable
 from launch.agreement import Agreement, CheckpointError, shapes
 from launch.durable import check_shared, damage, from_rank0
+from launch.failures import mended_by_restart
 from launch.zero import Zero
 
 SCHEMA = "face-checkpoint/1"
@@ -162,6 +163,8 @@ class Checkpoints:
             else:
                 zero.load_repartitioned(path, meta["world"])
         except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or mended_by_restart(error):
+                raise  # of the device or the storage; the files were found sound
             raise Damaged(path, error) from error
         zero.resume_scaling(meta["loss_scale"], meta.get("good_steps", 0))
         dist.barrier()

@@ -24,7 +24,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.distributed as dist
 
-from launch.capacity import check_capacity, telling_of_shortage
+from launch.capacity import check_capacity, free_room, telling_of_shortage
 from launch.failures import Progress, Restarts
 from launch.signals import handler_kept
 from launch.zero import release_process_group
@@ -88,8 +88,8 @@ def launch(
         raise ValueError(
             "cluster.output is empty: name the folder of the run with --cluster.output FOLDER"
         )
-    with ray_cluster():
-        return _run_on_ray(worker, config, cluster, progress)
+    with ray_cluster() as ours:
+        return _run_on_ray(worker, config, cluster, progress, ours=ours)
 
 
 def _run_here(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> dict[str, Any]:
@@ -97,6 +97,8 @@ def _run_here(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) ->
         raise ValueError(
             "cluster.gpus_per_worker is 1 but no GPU is here; use --cluster.gpus_per_worker 0"
         )
+    if not cluster.gpus_per_worker and torch.cuda.is_available():
+        print("on the CPU, though a GPU is here: --cluster.gpus_per_worker 1 takes it", flush=True)
     device = torch.device("cuda", 0) if cluster.gpus_per_worker else torch.device("cpu")
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     before = {name: os.environ.get(name) for name in place}
@@ -113,9 +115,10 @@ def _run_here(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) ->
 
 
 @contextlib.contextmanager
-def ray_cluster(*, silent: bool = False) -> Iterator[None]:
+def ray_cluster(*, silent: bool = False) -> Iterator[bool]:
     """A Ray connection: the caller's, that of RAY_ADDRESS (set inside a submitted job), or a
-    cluster of our own. `silent`: what tasks and workers print stays in Ray's logs."""
+    cluster of our own; yields whether it is. `silent`: what tasks and workers print stays in Ray's
+    logs."""
     given = os.environ.get("RAY_ADDRESS")
     if not given:
         # Left unset, a local cluster writes a token and asks every later one for it.
@@ -132,7 +135,7 @@ def ray_cluster(*, silent: bool = False) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        yield False
         return
     options: dict[str, Any] = {
         "logging_level": "warning",
@@ -147,7 +150,7 @@ def ray_cluster(*, silent: bool = False) -> Iterator[None]:
     with handler_kept(signal.SIGTERM):  # Ray's ends this process as if it had failed
         ray.init(**options)
     try:
-        yield
+        yield not given
     finally:
         ray.shutdown()
 
@@ -163,20 +166,28 @@ def _our_packages() -> dict[str, Any]:
 
 
 def _run_on_ray(
-    worker: Worker, config: dict[str, Any], cluster: ClusterConfig, progress: Progress | None
+    worker: Worker,
+    config: dict[str, Any],
+    cluster: ClusterConfig,
+    progress: Progress | None,
+    *,
+    ours: bool,
 ) -> dict[str, Any]:
     import ray.train
 
     check_capacity(cluster)
-    restarts = Restarts(cluster.max_failures, progress)
+    restarts, said = Restarts(cluster.max_failures, progress), ""
     with telling_of_shortage(cluster):
         while True:
             try:
                 return _attempt(worker, config, cluster, progress)
             except ray.train.ControllerError as error:
-                # Of Ray's own, what befell workers before their function was called.
-                if said := restarts.after_start(error.controller_failure):
+                # Of Ray's own, what befell workers before their function ran.
+                before, said = said, restarts.after_start(error.controller_failure)
+                if said != before:
                     print(said, flush=True)
+                if ours:
+                    free_room()
 
 
 def _attempt(

@@ -18,6 +18,8 @@ from launch.durable import FULL
 # mends these.
 _TORN = ("gloo", "nccl", "connection", "socket", "cuda error", "[cuda]", "cudnn", "timed out")
 _TORN += ("dataloader worker",)
+# And of what comes back every time, though it sounds like them.
+_FOR_GOOD = ("built in", "device-side assert", "out of memory", "alloc_failed")
 _NO_ROOM = "WorkerGroupStartupTimeoutError"  # of a private module of Ray's
 
 
@@ -46,10 +48,10 @@ class Restarts:
         return self._again(told(failures))
 
     def after_start(self, error: Exception) -> str:
-        """As `after`, of what befell workers before their function was called; "" where Ray gave up
-        waiting for room, which is no failure."""
+        """As `after`, of what befell workers before their function ran. That Ray gave up waiting
+        for room is no failure."""
         if type(error).__name__ == _NO_ROOM:
-            return ""
+            return "waiting for room: other jobs hold cores or GPUs that the workers need"
         cause: Exception = getattr(error, "cause", None) or error  # Ray wraps what a task raised
         if not mended_by_restart(cause):
             raise cause from None
@@ -84,9 +86,10 @@ def mended_by_restart(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno not in (None, *FULL)
     if isinstance(error, RuntimeError):
-        return isinstance(error, dist.DistError) or any(
-            sign in str(error).lower() for sign in _TORN
-        )
+        said = str(error).lower()
+        if any(sign in said for sign in _FOR_GOOD):
+            return False
+        return isinstance(error, dist.DistError) or any(sign in said for sign in _TORN)
     return is_lost_process(error)
 
 

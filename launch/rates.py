@@ -6,6 +6,7 @@ trackers.
 
 from __future__ import annotations
 
+import re
 import resource
 import time
 from collections.abc import Callable
@@ -16,11 +17,12 @@ import torch
 Result = TypeVar("Result")
 
 # Dense peak in bf16/fp16 with fp32 accumulation, TFLOP/s, from NVIDIA's data sheets and
-# architecture white papers. The first entry that the device's name contains counts, so longer names
-# stand before shorter ones.
+# architecture white papers. The first entry counts that the device's name has as whole words, so
+# longer names stand before shorter ones.
 PEAK_TFLOPS = {
     "GB200": 2500.0,
     "B200": 2250.0,
+    "GH200": 989.4,
     "H200": 989.4,
     "H100 NVL": 835.5,
     "H100 PCIe": 756.4,
@@ -38,7 +40,9 @@ PEAK_TFLOPS = {
 
 def peak_tflops(device_name: str) -> float | None:
     """Dense low-precision peak of a GPU by its name, None for one that the table lacks."""
-    return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
+    return next(
+        (peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_name)), None
+    )
 
 
 class Clock:

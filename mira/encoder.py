@@ -153,7 +153,7 @@ class Trunk(nn.Module):
         Args:
             x: [B, C, T, h, w], normalised.
             visible: int64 [B, M] ascending token positions, or bool [B, N] true where visible and
-                with as many in every clip; None embeds all.
+                with as many in every clip, best on the CPU; None embeds all.
 
         Returns:
             [B, M, E].
@@ -168,6 +168,7 @@ class Trunk(nn.Module):
             visible = token_positions(visible)
         if self.config.framewise:
             _check_frames(visible, self.config.grid)
+        visible = visible.to(x.device, non_blocking=True)
         return self.patch_embed(x, visible) + self.positions[visible]
 
     def run(self, tokens: Tensor, blocks: int, *, importance: list[Tensor] | None = None) -> Tensor:

@@ -5,6 +5,7 @@ model; sizes come as arguments. Tokens are in frame-major order, N = F · P: tok
 `(f · rows + row) · columns + column`.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -82,18 +83,25 @@ def normalise(pixels: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
         raise ValueError(
             f"pixels must be uint8 [B, 3, T, h, w] in RGB, not {pixels.dtype} {tuple(pixels.shape)}"
         )
-    shape = (1, 3, 1, 1, 1)
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(shape)
-    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(shape)
+    mean, std = _statistics(pixels.device)
     return ((pixels.float() - 255 * mean) / (255 * std)).to(dtype)
 
 
 def to_pixels(x: Tensor) -> Tensor:
     """The inverse of `normalise`: [B, 3, T, h, w] to float32 in [0, 1], clipped."""
-    shape = (1, 3, 1, 1, 1)
-    mean = torch.tensor(IMAGENET_MEAN, device=x.device).view(shape)
-    std = torch.tensor(IMAGENET_STD, device=x.device).view(shape)
+    mean, std = _statistics(x.device)
     return (x.float() * std + mean).clamp(0, 1)
+
+
+@functools.cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [1, 3, 1, 1, 1]; made once, as the host would wait for a GPU each time."""
+    shape = (1, 3, 1, 1, 1)
+    made = [
+        torch.tensor(values, device=device, dtype=torch.float32).view(shape)
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    ]
+    return made[0], made[1]
 
 
 def tubelets(x: Tensor, grid: Grid, tokens: Tensor | None = None) -> Tensor:
@@ -131,7 +139,8 @@ def from_tubelets(pieces: Tensor, grid: Grid) -> Tensor:
 
 
 def token_positions(mask: Tensor) -> Tensor:
-    """Where a mask is true: bool [B, N] to ascending positions, int64 [B, M].
+    """Where a mask is true: bool [B, N] to ascending positions, int64 [B, M], on the mask's device.
+    Masks are best left on the CPU: looking at one on a GPU makes the host wait.
 
     Raises:
         ValueError: clips with different numbers, which no rectangular batch can hold.

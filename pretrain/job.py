@@ -145,6 +145,7 @@ def open_train(
         world=world,
         start_step=start_step,
         train=True,
+        pinned=bool(config.cluster.gpus_per_worker),
         ledger=ledger,
         collection=collection,
         lost=lost,
@@ -163,6 +164,7 @@ def open_held_out(
         rank=context.rank,
         world=context.world,
         train=False,
+        pinned=bool(config.cluster.gpus_per_worker),
         ledger=ledger,
         lost=lost,
     )
@@ -197,8 +199,9 @@ def picture(task: PretrainTask, batch) -> Any:
     task.eval()
     shown = (batch.weights > 0).nonzero().flatten()[:PICTURED].cpu()
     x = normalise(batch.pixels[shown.to(batch.pixels.device)])
-    mask = tube_mask(task.mask, task.model.grid, batch.seeds.cpu()[shown]).to(x.device)
-    return reconstruction_strip(x, mask, task.model(x, mask), grid=task.model.grid)
+    mask = tube_mask(task.mask, task.model.grid, batch.seeds.cpu()[shown])
+    rebuilt = task.model(x, mask)
+    return reconstruction_strip(x, mask.to(x.device), rebuilt, grid=task.model.grid)
 
 
 def save_encoder(

@@ -102,22 +102,20 @@ def make_masks(
     config: MaskConfig,
     encoder: EncoderConfig,
     seeds: Tensor,
-    *,
-    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, ...]:
     """The masks of a batch, as the model takes them after the clips.
 
     Args:
         seeds: int64 [B], one a clip.
-        device: where to put them.
 
     Returns:
-        (encoder mask,) or, with a decoder ratio, (encoder mask, decoder mask): bool [B, N].
+        (encoder mask,) or, with a decoder ratio, (encoder mask, decoder mask): bool [B, N] on the
+        CPU, where the model wants them.
     """
     masks = [tube_mask(config, encoder.grid, seeds)]
     if config.decoder_ratio:
         masks.append(decoder_mask(config, encoder.grid, seeds))
-    return tuple(mask.to(device, non_blocking=True) for mask in masks)
+    return tuple(masks)
 
 
 def _generator(seed: int, purpose: str) -> torch.Generator:

@@ -111,7 +111,8 @@ class VideoMAE(nn.Module):
 
         Args:
             x: [B, C, T, h, w], normalised (`mira.tubelets.normalise`).
-            mask: bool [B, N], true where hidden from the encoder; as many in every clip.
+            mask: bool [B, N], true where hidden from the encoder; as many in every clip. Masks are
+                best left on the CPU: what follows from them is worked out where they are.
             decoder_mask: bool [B, N], true where not even predicted; None predicts what is hidden.
 
         Returns:
@@ -120,7 +121,9 @@ class VideoMAE(nn.Module):
             them that the encoder saw).
         """
         visible, predicted = token_positions(~mask), self._predicted(mask, decoder_mask)
-        seen = self.encoder_to_decoder(self.encoder(x, visible)) + self.positions[visible]
+        seen = self.encoder(x, visible)
+        visible, predicted = (at.to(x.device, non_blocking=True) for at in (visible, predicted))
+        seen = self.encoder_to_decoder(seen) + self.positions[visible]
         asked = self.mask_token + self.positions[predicted]
         return self.decoder(torch.cat([seen, asked], dim=1), predicted.shape[1])
 
@@ -132,10 +135,11 @@ class VideoMAE(nn.Module):
         With a decoder mask only the predicted tokens that the encoder did not see count.
         """
         predicted = self._predicted(mask, decoder_mask)
-        errors = token_errors(prediction, x, self.grid, predicted)
+        at = predicted.to(x.device, non_blocking=True)
+        errors = token_errors(prediction, x, self.grid, at)
         if decoder_mask is None:
             return errors.mean(1)
-        counted = mask.gather(1, predicted)
+        counted = mask.gather(1, predicted).to(x.device, non_blocking=True)
         return (errors * counted).sum(1) / counted.sum(1)
 
     def loss(

@@ -4,6 +4,7 @@ Owns the normalised-pixel target of VideoMAE (NeurIPS 2022) and its squared erro
 and the grid, no network.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -72,6 +73,11 @@ def _centred(x: Tensor, grid: Grid, tokens: Tensor) -> tuple[Tensor, Tensor]:
     # A vector norm is several times faster than torch.std, which accumulates value by value.
     deviation = torch.linalg.vector_norm(centred, dim=3, keepdim=True)
     deviation = deviation / math.sqrt(centred.shape[3] - 1)
-    spread = IMAGENET_STD if grid.channels == len(IMAGENET_STD) else (1.0,) * grid.channels
-    floor = 1e-6 / torch.tensor(spread, device=x.device, dtype=pieces.dtype)[:, None]
-    return centred, 1 / (deviation + floor)
+    return centred, 1 / (deviation + _floor(grid.channels, x.device, pieces.dtype))
+
+
+@functools.cache
+def _floor(channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Of a deviation [C, 1]; made once, as the host would wait for a GPU each time."""
+    spread = IMAGENET_STD if channels == len(IMAGENET_STD) else (1.0,) * channels
+    return 1e-6 / torch.tensor(spread, device=device, dtype=dtype)[:, None]

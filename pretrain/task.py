@@ -50,7 +50,7 @@ class PretrainTask(nn.Module):
     def _losses(self, batch: ClipBatch, pixels: Tensor) -> Tensor:
         x = normalise(pixels)
         # A mask derives from its slot's seed alone, so it is the same on any number of workers.
-        masks = make_masks(self.mask, self.model.encoder.config, batch.seeds, device=x.device)
+        masks = make_masks(self.mask, self.model.encoder.config, batch.seeds)
         return self.model.losses(self.model(x, *masks), x, *masks)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:

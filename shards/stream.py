@@ -53,6 +53,7 @@ def open_clips(
     ledger: Ledger | None,
     collection: Collection | None = None,
     lost: Lost | None = None,
+    pinned: bool = False,
 ) -> ClipStream:
     """Open a rank's batches; cheap, as loader processes start with the iteration.
 
@@ -66,6 +67,8 @@ def open_clips(
         collection: that of an earlier stream of the same `data`; spares opening the folders, and
             reading indexes where all were needed, once more.
         lost: as for `open_collection`, where there is none.
+        pinned: batches in memory that a GPU copies from by itself; only where one is used, as it
+            makes a context there.
 
     Raises ManifestError where a folder is not what was ingested, and ValueError where the numbers
     do not divide, labels differ, votes are for other labels, or no sample is left. Both say what to
@@ -93,7 +96,7 @@ def open_clips(
         check_indexed(collection, what, without="leave it out of data.extra")
     _check_cache(data, collection, order.shards_at_once(world))
     places = Places(order, micro_batch, rank, world, start_step, endless=train)
-    return ClipStream(data, collection, places, train=train, ledger=ledger)
+    return ClipStream(data, collection, places, train=train, ledger=ledger, pinned=pinned)
 
 
 def _mixture(data: DataConfig, collection: Collection) -> Mixture | None:
@@ -145,6 +148,7 @@ class ClipStream:
         *,
         train: bool,
         ledger: Ledger | None,
+        pinned: bool = False,
     ):
         self.samples = places.order.samples
         self.steps_per_epoch = places.order.steps_per_epoch
@@ -174,7 +178,7 @@ class ClipStream:
             multiprocessing_context=start_context() if workers else None,
             worker_init_fn=preparation() if workers else None,
             prefetch_factor=data.prefetch if workers else None,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pinned,
             generator=torch.Generator(),  # else every start draws from the trainer's random numbers
         )
 

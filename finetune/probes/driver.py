@@ -233,6 +233,7 @@ def open_split(
         rank=context.rank,
         world=context.world,
         train=False,
+        pinned=bool(config.cluster.gpus_per_worker),
         ledger=ledger,
         lost=lost,
     )

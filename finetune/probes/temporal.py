@@ -77,13 +77,14 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         rank=context.rank,
         world=context.world,
         train=False,
+        pinned=bool(config.cluster.gpus_per_worker),
         ledger=ledger,
         lost=payload["lost"],
     ) as stream:
         labels = stream.labels
         check_labels(labels, predictor.config.labels)
         meter = TemporalMeter(stream, task)
-        found = evaluate(task, stream, meter, context=context)
+        found = evaluate(task, stream, meter, context=context, precision=config.precision)
     result: dict[str, Any] = (
         stamp(config.model, predictor.config, config.split, payload["origin"]) | found
     )

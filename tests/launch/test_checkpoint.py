@@ -195,6 +195,23 @@ def test_stages_one_and_two_exchange_checkpoints(tmp_path):
     assert [late[s] for s in late] == [whole[s] for s in late]
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: ECC")]
+)
+def test_a_device_that_fails_while_a_checkpoint_is_read_damages_none(error, tmp_path, monkeypatch):
+    here(lambda context: train(tmp_path, 2, context))
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(Zero, "load", fails)
+    with pytest.raises(type(error), match=str(error)):
+        here(lambda context: train(tmp_path, 4, context))
+    monkeypatch.undo()
+    _, late = here(lambda context: train(tmp_path, 4, context))
+    assert sorted(late) == [3, 4]
+
+
 def test_checkpoint_of_another_schema_is_refused_with_both_versions(tmp_path):
     here(lambda context: train(tmp_path, 2, context))
     meta = tmp_path / "step_000002" / "meta.json"

@@ -136,6 +136,7 @@ def gets_further_and_dies(config, context):
     if (reached := len(list(folder.glob("step-*")))) == 3:
         return {"reached": reached}
     (folder / f"step-{reached}").touch()
+    time.sleep(config["after"])
     os.kill(os.getpid(), signal.SIGTERM if reached == 1 else signal.SIGKILL)
     return time.sleep(30)
 
@@ -147,7 +148,7 @@ def furthest(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_workers_that_are_lost_again_and_again_with_progress_end_the_run(ray_cluster, tmp_path):
     cluster = ClusterConfig(workers=1, output=str(tmp_path), max_failures=1)
-    config, progress = {"output": str(tmp_path)}, functools.partial(furthest, tmp_path)
+    config, progress = {"output": str(tmp_path), "after": 1}, functools.partial(furthest, tmp_path)
     assert launch(gets_further_and_dies, config, cluster, progress=progress) == {"reached": 3}
 
 
@@ -194,7 +195,7 @@ def test_a_start_that_no_restart_mends_ends_the_job_and_a_lack_of_room_is_waited
     from ray.exceptions import RayTaskError
 
     restarts = Restarts(0, None)
-    assert restarts.after_start(WorkerGroupStartupTimeoutError(num_workers=2)) == ""
+    assert "waiting for room" in restarts.after_start(WorkerGroupStartupTimeoutError(num_workers=2))
     wrapped = RayTaskError("f", "a traceback", ImportError("no torch")).as_instanceof_cause()
     for error, kind in ((wrapped, ImportError), (WorkerLost("failure 4, nccl"), WorkerLost)):
         with pytest.raises(kind):
@@ -280,6 +281,9 @@ def test_output_must_be_named():
         (dist.DistBackendError("NCCL failure"), True),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
         (OSError(errno.EIO, "input/output error"), True),
+        (RuntimeError("Distributed package doesn't have NCCL built in"), False),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), False),
         (TimeoutError("timed out setting up the process group"), True),
         (OSError(errno.ENOSPC, "no space"), False),
         (OSError(errno.EDQUOT, "quota exceeded"), False),
@@ -358,3 +362,32 @@ def test_workers_whose_process_group_cannot_be_made_are_started_again_then_given
     assert "failure 1, 1 allowed: starting again" in done.stdout
     assert "WorkerLost: workers could not be started (" in done.stderr
     assert "that was failure 2" in done.stderr
+
+
+AT_ONCE = """
+import functools, sys
+from pathlib import Path
+from launch.cluster import ClusterConfig, launch
+from tests.launch.test_cluster import furthest, gets_further_and_dies
+out = sys.argv[1]
+cluster = ClusterConfig(workers=2, output=out, max_failures=1)
+progress = functools.partial(furthest, Path(out))
+given = {"output": out, "after": 0}
+print("answer", launch(gets_further_and_dies, given, cluster, progress=progress))
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_die_as_they_are_started_leave_no_cores_reserved(tmp_path):
+    """On a cluster of its own, where two workers take all cores."""
+    (tmp_path / "main.py").write_text(AT_ONCE)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "main.py", str(tmp_path / "out")],
+        cwd=tmp_path,
+        env=clean | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert "answer {'reached': 3}" in done.stdout, done.stdout + done.stderr
