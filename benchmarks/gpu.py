@@ -14,6 +14,7 @@ benchmarks/results and run benchmarks.plot_attention.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -67,16 +68,16 @@ def begun(command: list[str], log: IO[str] | None = None) -> subprocess.Popen:
 
 
 def ended(process: subprocess.Popen, seconds: float) -> bool:
-    """Whether it ends in so many seconds; if not, it is killed with what it started: compilers."""
+    """Whether it ends in so many seconds; what it started, compilers, ends with it."""
     try:
         process.wait(max(seconds, 0.1))
         return True
     except subprocess.TimeoutExpired:
         return False
     finally:
-        if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):  # nothing is left of it
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
 
 
 def measured(case: str, folder: Path, seconds: float) -> bool:

@@ -157,7 +157,7 @@ def _published(encoder: EncoderConfig, *, base_lr: float, micro_batch: int) -> F
                 crop="resized",
                 flip=0.5,
                 randaugment_ops=4,
-                randaugment_magnitude=7,
+                randaugment_magnitude=7.0,
                 erase=0.25,
                 colour_jitter=0.0,
             ),

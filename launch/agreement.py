@@ -51,7 +51,7 @@ class Agreement:
         return {
             name: (theirs[name], ours)
             for name, ours in self.recipe.items()
-            if theirs.get(name, ours) != ours
+            if _value(theirs.get(name, ours)) != _value(ours)
         }
 
     def check_tensors(
@@ -76,6 +76,14 @@ class Agreement:
 def shapes(task: nn.Module) -> dict[str, list[int]]:
     """The shapes of all tensors of a module, by name."""
     return {name: list(value.shape) for name, value in task.state_dict().items()}
+
+
+def _value(text: str) -> Any:
+    """What a setting says: 7 is 7.0, which a whole number becomes in a field for any."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _fix(path: Path) -> str:

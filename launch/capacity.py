@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from launch.cluster import ClusterConfig
@@ -62,15 +63,22 @@ def telling_of_shortage(cluster: ClusterConfig, *, every: float = 20.0) -> Itera
         ended.set()
 
 
-def free_room() -> None:
-    """Give back what is reserved for workers, in a cluster that runs nothing else.
+def free_room(*, patience: float = 1.0) -> None:
+    """Give back what this job's ended runs of Ray Train still hold, `patience` seconds after.
 
-    Ray Train forgets the reservation of workers of which one died as its function was being
-    started; elsewhere Ray's dashboard sees to it after a while.
+    Ray Train 2.60 forgets the reservation of workers one of which fails while their functions are
+    being started; it would last as long as the job, which may need it for the next start.
     """
     import ray
+    from ray._private.state import state  # no public call tells who made a reservation
+    from ray.core.generated import gcs_pb2
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    for identity, group in ray.util.placement_group_table().items():
-        if group["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
+    Group: Any = gcs_pb2.PlacementGroupTableData  # pyright: ignore[reportAttributeAccessIssue]
+    time.sleep(patience)  # Ray ends their controllers in the background
+    job = ray.get_runtime_context().get_job_id()
+    for found in state._connect_and_get_accessor().get_placement_group_table():
+        group = Group.FromString(found)
+        ours = group.creator_job_id.hex() == job and group.creator_actor_dead
+        if ours and group.state != Group.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))

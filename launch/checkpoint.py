@@ -139,6 +139,7 @@ class Checkpoints:
             except Damaged as error:
                 damaged.append(error)
                 continue
+            self.agreement.check(path, meta)
             if damaged and dist.get_rank() == 0:
                 self._set_aside(damaged, going_on=path)
             return self._load(zero, path, meta)
@@ -155,7 +156,6 @@ class Checkpoints:
             print(f"{error.what}; kept as {aside.name}, going on from {going_on.name}", flush=True)
 
     def _load(self, zero: Zero, path: Path, meta: dict[str, Any]) -> Resumed:
-        self.agreement.check(path, meta)
         self.agreement.check_tensors(path, meta, zero.task, zero.stage)
         try:
             if zero.stage == 0 or meta["world"] == dist.get_world_size():

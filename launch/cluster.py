@@ -88,8 +88,8 @@ def launch(
         raise ValueError(
             "cluster.output is empty: name the folder of the run with --cluster.output FOLDER"
         )
-    with ray_cluster() as ours:
-        return _run_on_ray(worker, config, cluster, progress, ours=ours)
+    with ray_cluster():
+        return _run_on_ray(worker, config, cluster, progress)
 
 
 def _run_here(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) -> dict[str, Any]:
@@ -115,10 +115,9 @@ def _run_here(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) ->
 
 
 @contextlib.contextmanager
-def ray_cluster(*, silent: bool = False) -> Iterator[bool]:
+def ray_cluster(*, silent: bool = False) -> Iterator[None]:
     """A Ray connection: the caller's, that of RAY_ADDRESS (set inside a submitted job), or a
-    cluster of our own; yields whether it is. `silent`: what tasks and workers print stays in Ray's
-    logs."""
+    cluster of our own. `silent`: what tasks and workers print stays in Ray's logs."""
     given = os.environ.get("RAY_ADDRESS")
     if not given:
         # Left unset, a local cluster writes a token and asks every later one for it.
@@ -135,7 +134,7 @@ def ray_cluster(*, silent: bool = False) -> Iterator[bool]:
     import ray
 
     if ray.is_initialized():
-        yield False
+        yield
         return
     options: dict[str, Any] = {
         "logging_level": "warning",
@@ -150,7 +149,7 @@ def ray_cluster(*, silent: bool = False) -> Iterator[bool]:
     with handler_kept(signal.SIGTERM):  # Ray's ends this process as if it had failed
         ray.init(**options)
     try:
-        yield not given
+        yield
     finally:
         ray.shutdown()
 
@@ -166,12 +165,7 @@ def _our_packages() -> dict[str, Any]:
 
 
 def _run_on_ray(
-    worker: Worker,
-    config: dict[str, Any],
-    cluster: ClusterConfig,
-    progress: Progress | None,
-    *,
-    ours: bool,
+    worker: Worker, config: dict[str, Any], cluster: ClusterConfig, progress: Progress | None
 ) -> dict[str, Any]:
     import ray.train
 
@@ -180,18 +174,17 @@ def _run_on_ray(
     with telling_of_shortage(cluster):
         while True:
             try:
-                return _attempt(worker, config, cluster, progress)
+                return _attempt(worker, config, cluster, restarts)
             except ray.train.ControllerError as error:
                 # Of Ray's own, what befell workers before their function ran.
                 before, said = said, restarts.after_start(error.controller_failure)
                 if said != before:
                     print(said, flush=True)
-                if ours:
-                    free_room()
+                free_room()
 
 
 def _attempt(
-    worker: Worker, config: dict[str, Any], cluster: ClusterConfig, progress: Progress | None
+    worker: Worker, config: dict[str, Any], cluster: ClusterConfig, restarts: Restarts
 ) -> dict[str, Any]:
     """One run of Ray Train, which starts lost workers again by itself."""
     import ray.train
@@ -217,7 +210,7 @@ def _attempt(
             name=name,
             storage_path=str(storage),
             failure_config=failures,
-            callbacks=[_failure_callback(cluster.max_failures, progress)],
+            callbacks=[_failure_callback(restarts)],
             logging_config=LoggingConfig(log_level="CRITICAL"),  # what fails is said once, by us
             worker_runtime_env=_our_packages(),
         ),
@@ -263,17 +256,15 @@ def _worker_main(loop: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
-def _failure_callback(max_failures: int, progress: Progress | None) -> Any:
+def _failure_callback(restarts: Restarts) -> Any:
     """Called in Ray's controller when workers failed: says so, and ends the job where a restart
-    cannot help, or has not."""
+    cannot help, or has not. It counts on from a copy of `restarts`."""
     from ray.train import UserCallback
 
     class Failures(UserCallback):
-        restarts = Restarts(max_failures, progress)
-
         def after_exception(
             self, run_context: Any, worker_exceptions: dict[int, Exception]
         ) -> None:
-            print(self.restarts.after(worker_exceptions), flush=True)
+            print(restarts.after(worker_exceptions), flush=True)
 
     return Failures()

@@ -71,7 +71,8 @@ class RunConfig:
     """How many checkpoints stay on disk."""
     allow_change: bool = False
     """Go on from a checkpoint with other settings than it was made with (learning rate, masking,
-    augmentation, losses, ...), which then hold from there on. Without it they are refused."""
+    augmentation, losses, precision, what picks the best step), which then hold from there on.
+    Without it they are refused. The network's own, such as drop path, never change in a run."""
     max_bad_steps: int = 5
     """After this many steps in a row without a finite loss and gradient the run goes back to its
     last checkpoint, once."""

@@ -23,7 +23,7 @@ from launch.engine import Diverged, Summary
 from launch.failures import WorkerLost
 from launch.provenance import Input, provenance
 from launch.record import closing_run, continue_run, create_run, flatten, remember
-from launch.store import StoreError, store_uri, wait_until_usable
+from launch.store import StoreError, wait_until_usable
 from launch.task import Tracker as TrackerProtocol
 from launch.tracking import RunHandle, SilentTracker, Tracker, TrackingConfig
 
@@ -97,9 +97,6 @@ def _open_run(
     handle = None
     if kept is not None and (meta := kept.resumable()) is not None:
         known["origin"] = {**origin} | {k: v for k, (_, v) in kept.agreement.changes(meta).items()}
-        # It was there when this run began: a job that is submitted again can wait for it.
-        uri = store_uri(config.tracking.uri, str(output))
-        wait_until_usable(uri, config.tracking.patience)
         handle = continue_run(kept.folder, config.tracking, **known)
     handle = handle or create_run(config.tracking, **known)
     if kept is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.signals import status_after, termination_raises
-from launch.store import StoreError, Unreachable, experiment_id, store_uri
+from launch.store import StoreError, Unreachable, experiment_id, store_uri, wait_until_usable
 from launch.tracking import RunHandle, TrackingConfig, connect
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def continue_run(
     uri, mark = store_uri(tracking.uri, output), folder / MARK
     if not mark.is_file() or (handle := RunHandle(**json.loads(mark.read_text()))).uri != uri:
         return None
+    wait_until_usable(uri, tracking.patience)  # it was there when this run began
     client = connect(uri)
     try:
         run = client.get_run(handle.run_id)

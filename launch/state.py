@@ -80,7 +80,7 @@ class State:
                     f"this was a run of {before} steps, now of {self.total}: the learning rate "
                     "follows the new length"
                 )
-            for name, (before, now) in resumed.changed.items():
+            for name, (before, now) in resumed.changed.items() if self.step < self.total else ():
                 self.say(f"from here on {name} is {now}, it was {before}")
         source.start(self.step)
 

@@ -164,8 +164,7 @@ class Trunk(nn.Module):
         """
         if visible is None:
             return self.patch_embed(x) + self.positions
-        if visible.dtype == torch.bool:
-            visible = token_positions(visible)
+        visible = token_positions(visible) if visible.dtype == torch.bool else visible
         if self.config.framewise:
             _check_frames(visible, self.config.grid)
         visible = visible.to(x.device, non_blocking=True)

@@ -122,7 +122,12 @@ def checkpoints_of(config: PretrainConfig, origin: Mapping[str, str]) -> Checkpo
     return Checkpoints(
         Path(config.cluster.output, "checkpoints"),
         keep=config.run.keep_checkpoints,
-        agreement=agreement(data, origin, config.encoder.identity() | {"decoder": data["decoder"]}),
+        # What is measured beside the training changes nothing in it.
+        agreement=agreement(
+            {k: v for k, v in data.items() if k != "validation_split"},
+            origin,
+            config.encoder.identity() | {"decoder": data["decoder"]},
+        ),
     )
 
 

@@ -24,7 +24,7 @@ from shards.index import write_aside
 
 NO_MATTER = ("cluster", "tracking", "out", "retries", "at_once", "accept_code", "init", "cache")
 NO_MATTER += ("shards", "loader_workers", "prefetch", "cache_gb", "retry_seconds")
-NO_MATTER += ("skip", "max_failed_share")
+NO_MATTER += ("skip", "max_failed_share", "allow_change")
 """Fields that change no result: what is read is known by its hashes, what cannot be read by the
 coverage; a study that it ends goes on with the ledger."""
 
@@ -139,9 +139,10 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs besides the code, in words; "" if nothing does."""
+    """What differs besides the code, in words; "" if nothing does. A setting that an earlier
+    version did not know differs in nothing."""
     for name, value in now["config"].items():
-        if before["config"].get(name) != value:
+        if before["config"].get(name, value) != value:
             return f"{name} {before['config'].get(name)!r}, this one has {value!r}"
     if before["inputs"] != now["inputs"]:
         return "other shards or initial weights"

@@ -16,8 +16,10 @@ from finetune.outputs import HeadsConfig, Outputs
 from finetune.predictor import PredictorConfig, save_predictor
 from finetune.recipes import RECIPES
 from launch.config import ConfigError, from_dict, parse, to_dict
+from launch.job import agreement
 from mira.encoder import EncoderConfig
 from mira.weights import save_artifact
+from pretrain.recipes import RECIPES as PRETRAINING
 from shards.augment import ViewConfig
 from shards.ingest.settings import IngestSettings
 
@@ -34,6 +36,15 @@ def test_a_recipe_survives_json(name):
     data = json.loads(json.dumps(to_dict(config), allow_nan=False))
     assert from_dict(FinetuneConfig, data) == config
     assert read_config(data["encoder"]) == config.encoder
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *(f"pretrain {name}" for name in PRETRAINING)])
+def test_a_worker_and_the_line_that_is_given_again_agree(name):
+    """A worker knows the configuration from JSON, where a whole number is none in a float field."""
+    config = (RECIPES | {f"pretrain {n}": made for n, made in PRETRAINING.items()})[name]()
+    worker = to_dict(from_dict(type(config), to_dict(config)))
+    ours, theirs = (agreement(values, {}, {}) for values in (to_dict(config), worker))
+    assert len(ours.recipe) > 20 and ours.recipe == theirs.recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -166,9 +166,9 @@ def test_checkpoint_of_another_network_is_refused_with_the_field(tmp_path):
 
 
 def test_another_recipe_is_refused_unless_it_is_meant_and_then_told(tmp_path, capsys):
-    ours = Agreement(recipe={"run.base_lr": "0.3", "mask.ratio": "0.9", "gone": "1"})
+    ours = Agreement(recipe={"run.base_lr": "0.3", "mask.ratio": "0.9", "gone": "1", "m": "7.0"})
     here(lambda context: train(tmp_path, 2, context, agreement=ours))
-    other = {"run.base_lr": "0.1", "mask.ratio": "0.9", "new": "2"}
+    other = {"run.base_lr": "0.1", "mask.ratio": "0.9", "new": "2", "m": "7"}
     told = refusal(tmp_path, agreement=Agreement(recipe=other))
     assert "has gone 2 steps with run.base_lr 0.3, now it is 0.1" in told
     assert "--run.allow_change" in told

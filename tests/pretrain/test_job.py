@@ -1,6 +1,7 @@
 """Whole pretrainings of a toy: what they leave, exact resume, samples that cannot be read."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,9 +149,10 @@ def test_a_finished_run_is_not_trained_again(place, uri, whole):
     assert same(weights(again), weights(whole))
 
 
-def test_a_finished_run_is_not_told_as_another_recipes(place, uri, whole):
+def test_a_finished_run_is_not_told_as_another_recipes(place, uri, whole, tmp_path, capsys):
     """Its folder is often the recipe's own: nothing new would be trained."""
-    config = replace(pretraining(place / "shards", place / "whole", uri), validation_split="test")
+    shutil.copytree(place / "whole/checkpoints", tmp_path / "out/checkpoints")
+    config = pretraining(place / "shards", tmp_path / "out", uri)
     other = replace(config, mask=replace(config.mask, ratio=0.5))
     with pytest.raises(ValueError, match=r"gone 6 steps with mask\.ratio 0\.\d+, now it is 0\.5"):
         job.run(other)
@@ -158,6 +160,7 @@ def test_a_finished_run_is_not_told_as_another_recipes(place, uri, whole):
     assert job.run(hidden)["run_id"] == whole["run_id"]
     meant = replace(other, run=replace(other.run, allow_change=True))
     assert job.run(meant)["run_id"] == whole["run_id"]
+    assert "from here on" not in capsys.readouterr().out, "there is no step left to take"
     tags = connect(uri).get_run(whole["run_id"]).data.tags
     assert "0.5" in [value for name, value in tags.items() if name.endswith(".mask.ratio")]
 

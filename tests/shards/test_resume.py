@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -283,7 +282,7 @@ def held_after(folder):
 
 def test_memory_does_not_grow_with_what_is_done(tmp_path):
     """In a process of its own, where nothing but the run takes or frees memory."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-        held = alone.submit(held_after, tmp_path).result(timeout=120)
+    with get_context("spawn").Pool(1) as alone:
+        held = alone.apply_async(held_after, (tmp_path,)).get(timeout=120)
     # 22 kB here; some 300 kB where the records of these 366 clips are kept.
     assert held[850] - held[300] < 150_000, held
