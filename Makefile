@@ -25,7 +25,7 @@ install: $(READY)  ## create .venv and install everything
 demo: $(READY)  ## the whole road on two cores; VIDEOS=folder [ANNOTATIONS=file.csv] [OUT=folder] for your own
 	@$(BIN)/python launch/demo.py --out '$(OUT)' $(if $(VIDEOS),--videos '$(VIDEOS)') $(if $(ANNOTATIONS),--annotations '$(ANNOTATIONS)')
 
-test: $(READY)  ## all tests (eleven minutes on two cores)
+test: $(READY)  ## all tests (twelve minutes on two cores)
 	@$(BIN)/python -m pytest -q -m 'not slow' -n 2
 
 test-slow: $(READY)  ## the tests that take minutes each
