@@ -314,21 +314,26 @@ def work(config, context):
 """
 
 
-@pytest.mark.slow
-def test_cluster_of_its_own_finds_modules_beside_the_script_and_fails_with_the_message(tmp_path):
-    (tmp_path / "main.py").write_text(SCRIPT)
-    (tmp_path / "stranger.py").write_text(WORK)
-    home = tmp_path / "home"
-    home.mkdir()
+def as_script(text: str, folder: Path, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run it beside the module `stranger`, with nothing of Ray in the environment."""
+    (folder / "main.py").write_text(text)
+    (folder / "stranger.py").write_text(WORK)
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "main.py", str(tmp_path / "out")],
-        cwd=tmp_path,
+    return subprocess.run(
+        [sys.executable, "main.py", str(folder / "out")],
+        cwd=folder,
         env=clean | {"HOME": str(home), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=200,
     )
+
+
+@pytest.mark.slow
+def test_cluster_of_its_own_finds_modules_beside_the_script_and_fails_with_the_message(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    done = as_script(SCRIPT, tmp_path, home)
     assert "answer {'x': 21}" in done.stdout, done.stderr
     assert done.returncode == 1
     assert "ValueError: x is below zero; use a positive one" in done.stderr
@@ -346,17 +351,7 @@ launch(work, {"x": 20}, ClusterConfig(workers=1, output=sys.argv[1], max_failure
 
 @pytest.mark.slow
 def test_workers_whose_process_group_cannot_be_made_are_started_again_then_given_up(tmp_path):
-    (tmp_path / "main.py").write_text(START)
-    (tmp_path / "stranger.py").write_text(WORK)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "main.py", str(tmp_path / "out")],
-        cwd=tmp_path,
-        env=clean | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = as_script(START, tmp_path, tmp_path)
     assert done.returncode == 1
     assert done.stdout.count("workers could not be started (") == 1, done.stdout + done.stderr
     assert "failure 1, 1 allowed: starting again" in done.stdout
