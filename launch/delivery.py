@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.outbox import Figures, Outbox
@@ -137,8 +138,7 @@ class Delivery:
         except Exception as error:
             if not _is_for_good(error):
                 raise
-            self._outbox.refuse(message.path)
-            self.refused.append(str(error))
+            self._refuse(message.path, error)
 
     def _send(self, messages: Sequence[Figures]) -> None:
         from mlflow.entities import Metric
@@ -166,10 +166,13 @@ class Delivery:
             except Exception as error:
                 if not _is_for_good(error):
                     raise
-                self._outbox.refuse(folder)
-                self.refused.append(str(error))
+                self._refuse(folder, error)
             else:
                 self._outbox.done(folder)
+
+    def _refuse(self, path: Path, error: Exception) -> None:
+        self.refused.append(str(error))  # first: who waits looks as soon as nothing is left
+        self._outbox.refuse(path)
 
     def _say_once(self, problem: Exception) -> None:
         if not self._problem:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 
+from launch.outbox import Outbox
 from launch.provenance import provenance, source_hash, source_revision
 from launch.record import closing_run, continue_run, create_run, remember
 from launch.registry import fetch, register_encoder
@@ -178,7 +179,16 @@ def test_a_deleted_experiment_is_named_with_the_way_back(store, tmp_path):
         open_run(uri, tmp_path, experiment="gone")
 
 
-def test_figures_arrive_in_order_and_logging_does_not_wait(handle):
+def test_figures_arrive_in_order_and_logging_does_not_wait(handle, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    store = MlflowClient.log_batch
+
+    def slowly(*arguments, **named):
+        time.sleep(1.0)
+        return store(*arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", slowly)
     tracker = tracker_of(handle)
     started = time.monotonic()
     for step in range(60):
@@ -222,7 +232,14 @@ def test_a_killed_writer_is_continued_by_the_next(handle):
     assert steps_of(handle, "loss") == list(range(8))
 
 
-def test_figures_that_cannot_be_stored_are_reported_at_flush(handle):
+def test_figures_that_cannot_be_stored_are_reported_at_flush(handle, monkeypatch):
+    refuse = Outbox.refuse
+
+    def slowly(outbox, path):
+        refuse(outbox, path)
+        time.sleep(0.5)  # whoever waits sees an empty outbox meanwhile
+
+    monkeypatch.setattr(Outbox, "refuse", slowly)
     tracker, client = tracker_of(handle), connect(handle.uri)
     client.delete_run(handle.run_id)
     tracker.log({"loss": 1.0}, 1)
