@@ -52,7 +52,8 @@ class Restarts:
         for room is no failure."""
         if type(error).__name__ == _NO_ROOM:
             return "waiting for room: other jobs hold cores or GPUs that the workers need"
-        cause: Exception = getattr(error, "cause", None) or error  # Ray wraps what a task raised
+        wrapped = getattr(error, "cause", None) if is_lost_process(error) else None
+        cause: Exception = wrapped or error  # Ray wraps what a task raised
         if not mended_by_restart(cause):
             raise cause from None
         return self._again(f"workers could not be started ({_first_line(cause)})")

@@ -284,5 +284,5 @@ def test_memory_does_not_grow_with_what_is_done(tmp_path):
     """In a process of its own, where nothing but the run takes or frees memory."""
     with get_context("spawn").Pool(1) as alone:
         held = alone.apply_async(held_after, (tmp_path,)).get(timeout=120)
-    # 22 kB here; some 300 kB where the records of these 366 clips are kept.
+    # 22 kB here; 230 kB where the records of these 366 clips are kept.
     assert held[850] - held[300] < 150_000, held
