@@ -33,7 +33,7 @@ from launch.tracking import RunHandle
 from shards.ledger import Ledger
 from shards.plan.preflight import WaitWatch, preflight
 from shards.stream import ClipStream, TooManyFailures
-from shards.workers import WorkerDied
+from shards.workers import WorkerDied, start_early
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,6 +86,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
 def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     """One worker: build, fit, and on rank 0 write the classifier that was selected."""
     config = from_dict(FinetuneConfig, payload["config"])
+    start_early(config.data.loader_workers)
     torch.manual_seed(config.run.seed)
     output = Path(config.cluster.output)
     with (

@@ -31,7 +31,7 @@ from shards.plan.preflight import WaitWatch, preflight
 from shards.presence import Lost
 from shards.reader import Collection
 from shards.stream import ClipStream, TooManyFailures, open_clips
-from shards.workers import WorkerDied
+from shards.workers import WorkerDied, start_early
 
 PICTURED = 4  # clips in the picture of reconstructions
 
@@ -74,6 +74,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
 def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     """One worker: build, fit, and on rank 0 write the encoder."""
     config = from_dict(PretrainConfig, payload["config"])
+    start_early(config.data.loader_workers)
     torch.manual_seed(config.run.seed)
     task = build(config)
     task.flops_per_clip *= config.data.repeats

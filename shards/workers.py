@@ -4,8 +4,8 @@ Owns the choice of the start method. Refuses to know what the processes load.
 
 Forking a trainer copies the locks of threads that do not exist in the copy (Ray's gRPC, CUDA), so
 workers are forked from a server process that has imported torch and this package and nothing else.
-The server takes about two seconds once a process; every worker after that some tens of
-milliseconds.
+The server takes about two seconds once a process, which pass beside other work where `start_early`
+was called; every worker after that some tens of milliseconds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
 PRELOAD = ["torch.utils.data", "shards.stream", "av"]
@@ -41,6 +42,14 @@ def start_context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     return context
+
+
+def start_early(loaders: int) -> None:
+    """Start the server that `loaders` processes are going to be forked from, without waiting for
+    it: before a network is built, so that both take their seconds at the same time."""
+    if loaders:
+        start_context()
+        forkserver.ensure_running()
 
 
 @contextlib.contextmanager

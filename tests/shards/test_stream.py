@@ -520,6 +520,31 @@ def test_closing_ends_the_loader_processes(folder):
     assert not loader_processes()
 
 
+EARLY = """
+import multiprocessing, os, sys
+from multiprocessing import forkserver
+from shards.stream import DataConfig, open_clips
+from shards.workers import start_early
+server = lambda: forkserver._forkserver._forkserver_pid
+start_early(0)
+assert server() is None
+start_early(2)
+early = server()
+os.kill(early, 0)
+data = DataConfig(shards=(sys.argv[1],), streams=4, frames=4, size=32, loader_workers=2)
+with open_clips(data, global_batch=8, micro_batch=2, rank=0, world=1, train=True,
+                ledger=None) as stream:
+    next(iter(stream))
+    parents = {int(open(f"/proc/{p.pid}/stat").read().rsplit(")")[1].split()[1])
+               for p in multiprocessing.active_children()}
+    assert parents == {early}, (parents, early)
+"""
+
+
+def test_loader_processes_come_from_the_server_that_was_started_early(folder):
+    subprocess.run([sys.executable, "-c", EARLY, folder], timeout=120, check=True)
+
+
 SCRIPT = """
 import sys, time
 print("main was imported", flush=True)
