@@ -20,7 +20,7 @@ from finetune.probes.temporal import TemporalConfig
 from launch.cluster import ClusterConfig
 from launch.config import from_dict, to_dict
 from launch.parallel import Body, Job, run_all
-from launch.tracking import TrackingConfig
+from launch.tracking import PublishConfig
 
 
 def train_first(configs: Sequence[FinetuneConfig]) -> None:
@@ -76,7 +76,7 @@ def _about(payload: dict[str, Any], name: str) -> dict[str, Any]:
         "splits": str(fold / "split.csv"),
         "batch": 32,
         "loader_workers": 0,
-        "tracking": TrackingConfig(experiment="recognition"),
+        "tracking": PublishConfig(experiment="recognition"),
     }
 
 

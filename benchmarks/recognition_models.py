@@ -16,7 +16,7 @@ from finetune.models.hsta_config import HstaConfig
 from finetune.recipes import RECIPES
 from launch.cluster import ClusterConfig
 from launch.engine import RunConfig
-from launch.tracking import TrackingConfig
+from launch.tracking import PublishConfig
 from mira.cores import AttentionName
 from mira.encoder import EncoderConfig
 from shards.augment import AugmentConfig
@@ -150,7 +150,7 @@ def _small(model: str, part: Part) -> FinetuneConfig:
             eval_every=part.steps,
         ),
         cluster=ClusterConfig(workers=0),
-        tracking=TrackingConfig(experiment="recognition"),
+        tracking=PublishConfig(experiment="recognition"),
         layer_decay=1.0,
     )
 
@@ -169,5 +169,5 @@ def _full(model: str, steps: int) -> FinetuneConfig:
             config.run, epochs=None, steps=steps, global_batch=32, micro_batch=32, save_every=1000
         ),
         cluster=ClusterConfig(workers=0, gpus_per_worker=1, cpus_per_worker=12),
-        tracking=TrackingConfig(experiment="recognition"),
+        tracking=PublishConfig(experiment="recognition"),
     )

@@ -17,7 +17,7 @@ import tyro
 from finetune.prediction import Prediction
 from finetune.predictor_config import artifact_folder
 from finetune.predictor_package import stream_predictions
-from launch.config import to_dict
+from launch.config import parse_one, to_dict
 from launch.job import command, write_json
 from launch.provenance import provenance
 from launch.record import closing_run, create_run
@@ -60,7 +60,7 @@ class PredictConfig:
 
 def main(argv: Sequence[str]) -> int:
     """The command line of `launch/predict.py`; 1 where no video could be used."""
-    config = tyro.cli(PredictConfig, prog="launch/predict.py", description=__doc__, args=list(argv))
+    config = parse_one(PredictConfig, argv, prog="launch/predict.py", description=str(__doc__))
     return command(lambda: run(config))
 
 

@@ -18,7 +18,7 @@ from finetune.models.hsta_config import HstaConfig
 from finetune.outputs import HeadsConfig, Outputs
 from launch.cluster import ClusterConfig
 from launch.engine import RunConfig
-from launch.tracking import TrackingConfig
+from launch.tracking import PublishConfig
 from mira.encoder import EncoderConfig
 from shards.config import DataConfig
 
@@ -33,7 +33,7 @@ class FinetuneConfig:
     mixing: MixConfig
     run: RunConfig
     cluster: ClusterConfig
-    tracking: TrackingConfig
+    tracking: PublishConfig
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)
     identity: IdentityConfig = field(default_factory=IdentityConfig)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import tyro
 from torch import Tensor
 
 from finetune.collecting import Clips
@@ -25,7 +24,7 @@ from finetune.predictions import Row, write_rows
 from finetune.predictor import Predictor
 from finetune.task import ClassifyTask
 from launch.cluster import ClusterConfig, WorkerContext
-from launch.config import absolute_paths, from_dict
+from launch.config import absolute_paths, from_dict, parse_one
 from launch.engine import evaluate
 from launch.job import attached, command, drive, write_json
 from launch.registry import fetch
@@ -126,7 +125,7 @@ class RecordingMeter(Measure):
 def main(argv: Sequence[str]) -> int:
     """The command line of `launch/evaluate.py`."""
     about = "Measure a fine-tuned model on a split of shards."
-    config = tyro.cli(EvaluateConfig, prog="launch/evaluate.py", description=about, args=list(argv))
+    config = parse_one(EvaluateConfig, argv, prog="launch/evaluate.py", description=about)
     return command(lambda: run(config), told=(TooManyFailures, WorkerDied))
 
 

@@ -50,8 +50,6 @@ class ClassificationMeter:
         Raises:
             ValueError: an output is not finite or a label is none of the classes; names the clip.
         """
-        from torchmetrics.functional.classification import multiclass_confusion_matrix
-
         output, labels = output.detach().cpu(), batch.labels.cpu()
         present = batch.weights.cpu() > 0
         named = torch.tensor([bool(key) for key in batch.keys])
@@ -59,9 +57,8 @@ class ClassificationMeter:
         self._left_out += torch.stack([(~present & named).sum(), (present & (labels < 0)).sum()])
         self._check(output, labels, counted, batch.keys)
         if counted.any():
-            self._counts += multiclass_confusion_matrix(
-                output[counted].argmax(1), labels[counted], len(self.labels), validate_args=False
-            )
+            predicted = output[counted].argmax(1)
+            self._counts += confusion_matrix(predicted, labels[counted], len(self.labels))
 
     def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Figures over all ranks, see `figures`; how many clips were unread or had no label, and
@@ -94,6 +91,11 @@ class ClassificationMeter:
                 f"label {int(labels[foreign][0])} of {_first(keys, foreign)} is none of the "
                 f"{len(self.labels)} classes {', '.join(self.labels)}"
             )
+
+
+def confusion_matrix(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """Counts int64 [C, C], rows truth, columns prediction, of class numbers int64 [n]."""
+    return (truth * classes + predicted).bincount(minlength=classes**2).view(classes, classes)
 
 
 def figures(confusion: Tensor, labels: Sequence[str]) -> dict[str, float]:

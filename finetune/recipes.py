@@ -11,7 +11,7 @@ from finetune.mixing import MixConfig
 from finetune.recipes_micro import facesleuth, facesleuth_debug, hsta, hsta_debug
 from launch.cluster import ClusterConfig
 from launch.engine import RunConfig
-from launch.tracking import TrackingConfig
+from launch.tracking import PublishConfig
 from mira.encoder import EncoderConfig
 from shards.augment import AugmentConfig, ViewConfig
 from shards.stream import DataConfig
@@ -81,7 +81,7 @@ def demo() -> FinetuneConfig:
             eval_every=150,
         ),
         cluster=ClusterConfig(workers=2, output="runs/finetune"),
-        tracking=TrackingConfig(experiment="finetune"),
+        tracking=PublishConfig(experiment="finetune"),
         layer_decay=1.0,
     )
 
@@ -184,5 +184,5 @@ def _published(encoder: EncoderConfig, *, base_lr: float, micro_batch: int) -> F
         cluster=ClusterConfig(
             workers=8, gpus_per_worker=1, cpus_per_worker=12, output=f"runs/finetune-{encoder.dim}"
         ),
-        tracking=TrackingConfig(experiment="finetune"),
+        tracking=PublishConfig(experiment="finetune"),
     )

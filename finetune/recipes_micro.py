@@ -13,7 +13,7 @@ from finetune.models.facesleuth_config import FaceSleuthConfig
 from finetune.models.hsta_config import HstaConfig
 from launch.cluster import ClusterConfig
 from launch.engine import RunConfig
-from launch.tracking import TrackingConfig
+from launch.tracking import PublishConfig
 from shards.augment import AugmentConfig
 from shards.config import DataConfig
 
@@ -34,7 +34,7 @@ def hsta() -> FinetuneConfig:
         cluster=ClusterConfig(
             workers=1, gpus_per_worker=1, cpus_per_worker=12, output="runs/finetune-hsta"
         ),
-        tracking=TrackingConfig(experiment="finetune"),
+        tracking=PublishConfig(experiment="finetune"),
         layer_decay=0.9,
     )
 
@@ -66,7 +66,7 @@ def facesleuth() -> FinetuneConfig:
         cluster=ClusterConfig(
             workers=1, gpus_per_worker=1, cpus_per_worker=12, output="runs/finetune-facesleuth"
         ),
-        tracking=TrackingConfig(experiment="finetune"),
+        tracking=PublishConfig(experiment="finetune"),
         layer_decay=0.9,
     )
 

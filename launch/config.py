@@ -66,7 +66,7 @@ def parse(
     import tyro  # only command lines need it; workers read plain dicts
 
     args = list(sys.argv[1:] if argv is None else argv)
-    options: dict[str, Any] = {"use_underscores": True, "config": (tyro.conf.AvoidSubcommands,)}
+    options: dict[str, Any] = _SPELLING | {"config": (tyro.conf.AvoidSubcommands,)}
     if args and args[0] in recipes:
         name, rest = args[0], args[1:]
         default, about = recipes[name](), inspect.getdoc(recipes[name])
@@ -78,6 +78,18 @@ def parse(
     )
     # No recipe was named: tyro prints the help or what is wrong, and exits.
     return tyro.cli(choice, prog=prog, description=description, args=args, **options)
+
+
+def parse_one(
+    cls: type[Cfg], argv: Sequence[str] | None = None, *, prog: str, description: str
+) -> Cfg:
+    """As `parse`, of a command that has no recipes: the defaults of `cls`, then overrides."""
+    import tyro
+
+    return tyro.cli(cls, args=argv, prog=prog, description=description, **_SPELLING)
+
+
+_SPELLING: dict[str, Any] = {"use_underscores": True}  # options are spelt as fields are
 
 
 def _plain(value: Any, *, at: str) -> Any:

@@ -18,13 +18,13 @@ from typing import Any
 _HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(_HERE.parent), *(p for p in sys.path if p and Path(p).resolve() != _HERE)]
 
-import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from launch.head import local_head
+from launch.config import parse_one
+from launch.demo_console import CONSOLE, ROOT, StepFailed, direct, step
+from launch.demo_ray import local_head
 from launch.signals import termination_raises
-from launch.steps import CONSOLE, ROOT, StepFailed, direct, step
 
 WORKERS = 2
 MODEL = "face-expression-demo"
@@ -53,7 +53,7 @@ class DemoConfig:
 
 def main() -> int:
     """Run the road; 0 when a registered model has answered."""
-    config = tyro.cli(DemoConfig, prog="launch/demo.py", description=__doc__)
+    config = parse_one(DemoConfig, prog="launch/demo.py", description=str(__doc__))
     started = time.monotonic()
     out = Path(config.out).resolve()
     if config.videos and not Path(config.videos).is_dir():

@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.signals import status_after, termination_raises
-from launch.store import StoreError, Unreachable, experiment_id, store_uri, wait_until_usable
-from launch.tracking import RunHandle, TrackingConfig, connect
+from launch.store import (
+    StoreError,
+    Unreachable,
+    connect,
+    experiment_id,
+    store_uri,
+    wait_until_usable,
+)
+from launch.tracking import RunHandle, TrackingConfig
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

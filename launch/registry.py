@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.store import StoreError, check_names, sqlite_path
-from launch.tracking import RunHandle, connect
+from launch.store import StoreError, check_names, connect, sqlite_path
+from launch.tracking import RunHandle
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

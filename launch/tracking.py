@@ -27,7 +27,15 @@ from launch.delivery import Delivery
 from launch.outbox import Outbox
 from launch.store import StoreError, check_names, connect
 
-__all__ = ["RunHandle", "SilentTracker", "Tracker", "TrackingConfig", "connect", "latest"]
+__all__ = [
+    "PublishConfig",
+    "RunHandle",
+    "SilentTracker",
+    "Tracker",
+    "TrackingConfig",
+    "connect",
+    "latest",
+]
 
 _UNTAKEN = re.compile(r"[^/\w.\- :]")
 CLOSING = 30.0  # seconds that the end of a worker waits for a store that takes nothing
@@ -42,7 +50,7 @@ class RunHandle(NamedTuple):
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where a run is recorded and what becomes of its model."""
+    """Where a run is recorded."""
 
     uri: str = ""
     """MLflow server (http://host:5000) or database (sqlite:////folder/mlflow.db); empty: mlflow.db
@@ -51,16 +59,22 @@ class TrackingConfig:
     """Experiment that the run is listed under."""
     run_name: str = ""
     """Name of the run; empty: the name of its output folder."""
-    register: str | None = None
-    """Name under which the model is registered; none: it is not registered."""
-    alias: str = "champion"
-    """Alias that then points at the new version, as in models:/NAME@ALIAS."""
     parent: str = ""
     """Identity of the run that this one is listed under, such as a study's; empty: none."""
     patience: float = 3600.0
     """Seconds that a job which goes on from a checkpoint, or is finished, waits for an MLflow that
     does not answer, before it ends with an error. While it runs it needs none: what it has to tell
     is kept on disk and delivered later."""
+
+
+@dataclass(frozen=True)
+class PublishConfig(TrackingConfig):
+    """Where a training is recorded, and what becomes of its model."""
+
+    register: str | None = None
+    """Name under which the model is registered; none: it is not registered."""
+    alias: str = "champion"
+    """Alias that then points at the new version, as in models:/NAME@ALIAS."""
 
     def __post_init__(self) -> None:
         check_names(self.register, self.alias)

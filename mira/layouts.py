@@ -66,23 +66,23 @@ class PublicCheckpoint:
         return {n: t for n, t in self.state_dict.items() if not n.startswith(heads)}
 
 
-def canonical(source: Mapping[str, Any], *, allow_zero_bias: bool = False) -> PublicCheckpoint:
+def canonical(source: Mapping[str, Any]) -> PublicCheckpoint:
     """Recognise a checkpoint's layout and rename it to ours.
 
     Args:
         source: a state dict, or what a training script saved around one under `model`, `module` or
             `state_dict`.
-        allow_zero_bias: accept a Hugging Face checkpoint whose q and v biases are all zero.
 
     Raises:
-        ValueError: a layout that is not known or not supported, or all-zero biases.
+        ValueError: a layout that is not known or not supported, or q and v biases of Hugging Face
+            that are all zero.
     """
     state = _unwrapped(source)
     if is_marlin(state):
         state, dropped = from_marlin(state)
         return _recognised(state, "marlin", dropped, MARLIN_EPS)
     if any("patch_embeddings.projection" in name for name in state):
-        state, dropped = _from_hugging_face(state, allow_zero_bias=allow_zero_bias)
+        state, dropped = _from_hugging_face(state)
         return _recognised(state, "huggingface", dropped)
     return _recognised(state, "videomae")
 
@@ -190,7 +190,7 @@ def _bare(name: str) -> str:
     return name if stripped == name else _bare(stripped)
 
 
-def _from_hugging_face(state: State, *, allow_zero_bias: bool) -> tuple[State, tuple[str, ...]]:
+def _from_hugging_face(state: State) -> tuple[State, tuple[str, ...]]:
     pretraining = any(name.startswith("decoder.") for name in state)
     renamed: State = {}
     for name, tensor in state.items():
@@ -198,12 +198,11 @@ def _from_hugging_face(state: State, *, allow_zero_bias: bool) -> tuple[State, t
     dropped = tuple(name for name in state if name.endswith("attention.key.bias"))
     joined = _join_qkv({n: t for n, t in renamed.items() if not n.endswith("attn.key.bias")})
     biases = [t for n, t in joined.items() if n.endswith(("attn.q_bias", "attn.v_bias"))]
-    if biases and not allow_zero_bias and not any(bool(bias.any()) for bias in biases):
+    if biases and not any(bool(bias.any()) for bias in biases):
         raise ValueError(
             "all q and v biases of this Hugging Face checkpoint are zero: transformers 5.5 to 5.17 "
             "lose them when they load a published file, and save the zeros. Load the original "
-            "file, or save it again with another version; pass allow_zero_bias=True if the zeros "
-            "are meant"
+            "file, or save it again with another version"
         )
     return joined, dropped
 

@@ -34,25 +34,22 @@ class Artifact:
     provenance: dict[str, Any]
 
 
-def load_public(
-    source: str | Path | Mapping[str, Any], *, allow_zero_bias: bool = False
-) -> PublicCheckpoint:
+def load_public(source: str | Path | Mapping[str, Any]) -> PublicCheckpoint:
     """Read a public checkpoint in any supported layout.
 
     Args:
         source: a `.safetensors` file, a PyTorch file (read with `weights_only=True`; a pickled
             `argparse.Namespace` is allowed), a folder of Hugging Face or of ours, or a loaded dict.
-        allow_zero_bias: see `mira.layouts.canonical`.
 
     Raises:
         FileNotFoundError: nothing there.
         ValueError: not readable, or not a supported layout.
     """
     if isinstance(source, Mapping):
-        return canonical(source, allow_zero_bias=allow_zero_bias)
+        return canonical(source)
     path = weights_file(Path(source))
     try:
-        return canonical(_read(path), allow_zero_bias=allow_zero_bias)
+        return canonical(_read(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -180,7 +180,6 @@ class VideoMAE(nn.Module):
         statistics: Statistics = "instance",
         mira_layers: int | None = None,
         eval_statistics: Literal["instance", "batch"] = "instance",
-        allow_zero_bias: bool = False,
     ) -> Self:
         """A model with the weights of a public pretraining checkpoint, all of them.
 
@@ -190,7 +189,6 @@ class VideoMAE(nn.Module):
                 predicts plain pixels; training on turns it to normalised ones.
             heads, decoder_heads, frames, image_size: what tensor shapes do not tell.
             attention, statistics, mira_layers, eval_statistics: see `EncoderConfig`.
-            allow_zero_bias: see `mira.layouts.canonical`.
 
         Returns:
             the model; its `load_report` says what became of every tensor.
@@ -200,7 +198,7 @@ class VideoMAE(nn.Module):
         """
         found = state_dict
         if not isinstance(found, PublicCheckpoint):
-            found = canonical(found, allow_zero_bias=allow_zero_bias)
+            found = canonical(found)
         if found.kind != "pretraining":
             raise ValueError(
                 f"this is a {found.kind} checkpoint, without a decoder; load it with "

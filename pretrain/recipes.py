@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from launch.cluster import ClusterConfig
 from launch.engine import RunConfig
-from launch.tracking import TrackingConfig
+from launch.tracking import PublishConfig
 from mira.encoder import EncoderConfig
 from pretrain.masking import MaskConfig
 from pretrain.model import DecoderConfig
@@ -26,7 +26,7 @@ class PretrainConfig:
     data: DataConfig
     run: RunConfig
     cluster: ClusterConfig
-    tracking: TrackingConfig
+    tracking: PublishConfig
     validation_split: str | None = None
     """Split of the same shards on which the reconstruction loss is measured; None measures none."""
 
@@ -105,7 +105,7 @@ def demo() -> PretrainConfig:
             eval_every=0,
         ),
         cluster=ClusterConfig(workers=2, output="runs/pretrain"),
-        tracking=TrackingConfig(experiment="pretrain"),
+        tracking=PublishConfig(experiment="pretrain"),
     )
 
 
@@ -229,5 +229,5 @@ def _published(
         cluster=ClusterConfig(
             workers=8, gpus_per_worker=1, cpus_per_worker=12, output=f"runs/vit-{encoder.dim}"
         ),
-        tracking=TrackingConfig(experiment="pretrain"),
+        tracking=PublishConfig(experiment="pretrain"),
     )

@@ -17,7 +17,7 @@ import torch
 
 from finetune import recipes as finetune_recipes
 from finetune.recipes import FinetuneConfig
-from launch.tracking import connect
+from launch.store import connect
 from pretrain import recipes as pretrain_recipes
 from pretrain.masking import MaskConfig
 from pretrain.model import DecoderConfig

@@ -21,7 +21,8 @@ from finetune.evaluation import EvaluateConfig
 from launch.cluster import ClusterConfig
 from launch.failures import WorkerLost
 from launch.job import command, drive
-from launch.tracking import TrackingConfig, connect
+from launch.store import connect
+from launch.tracking import TrackingConfig
 from pretrain import job
 from pretrain.recipes import PretrainConfig
 from tests.runs import finetuning, flags, local_ray, logged, pretraining, rows, write_stripes

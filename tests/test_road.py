@@ -96,7 +96,7 @@ def test_the_registered_model_answers_for_a_video_it_has_not_seen(demo):
 
 @pytest.mark.timeout(600)
 def test_mlflow_holds_the_runs_their_pictures_and_the_model(demo):
-    from launch.tracking import connect
+    from launch.store import connect
 
     out, _ = demo
     client = connect(f"sqlite:///{out / 'mlflow.db'}")

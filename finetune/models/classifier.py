@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from finetune.models.soa import SoaConfig, TokenOrientationAttention
 from mira import Statistics
@@ -33,7 +32,6 @@ class Classifier(Trunk):
     Args:
         config: see `EncoderConfig`.
         num_classes: logits a clip.
-        head_dropout: dropout before the head, in training.
         soa: Single-Orientation Attention on the last block's tokens; None for none.
     """
 
@@ -44,15 +42,12 @@ class Classifier(Trunk):
         config: EncoderConfig,
         num_classes: int,
         *,
-        head_dropout: float = 0.0,
         soa: SoaConfig | None = None,
     ):
         super().__init__(config)
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} must be positive")
-        if not 0.0 <= head_dropout < 1.0:
-            raise ValueError(f"head_dropout={head_dropout} must lie in [0, 1)")
-        self.num_classes, self.head_dropout = num_classes, head_dropout
+        self.num_classes = num_classes
         self.orientation = None
         if soa is not None:
             grid = config.grid
@@ -85,7 +80,7 @@ class Classifier(Trunk):
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits [B, num_classes] from what `features` returned."""
-        return self.head(functional.dropout(features, self.head_dropout, self.training))
+        return self.head(features)
 
     @torch.no_grad()
     def explain(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,8 +125,6 @@ class Classifier(Trunk):
         mira_layers: int | None = None,
         statistics: Statistics = "instance",
         drop_path: float = 0.0,
-        head_dropout: float = 0.0,
-        allow_zero_bias: bool = False,
     ) -> Self:
         """A classifier with the weights of a public fine-tuning checkpoint, all of them.
 
@@ -140,7 +133,6 @@ class Classifier(Trunk):
                 or what `mira.weights.load_public` returned.
             heads, frames, image_size: what tensor shapes do not tell.
             attention, mira_layers, statistics, drop_path: see `EncoderConfig`.
-            allow_zero_bias: see `mira.layouts.canonical`.
 
         Returns:
             the model; its `load_report` says what became of every tensor.
@@ -150,7 +142,7 @@ class Classifier(Trunk):
         """
         found = state_dict
         if not isinstance(found, PublicCheckpoint):
-            found = canonical(found, allow_zero_bias=allow_zero_bias)
+            found = canonical(found)
         if found.kind != "classifier":
             raise ValueError(
                 f"this is a {found.kind} checkpoint, without a head; start a new classifier "
@@ -168,7 +160,7 @@ class Classifier(Trunk):
             drop_path=drop_path,
             layer_norm_eps=found.layer_norm_eps,
         )
-        model = cls(config, len(state["head.weight"]), head_dropout=head_dropout)
+        model = cls(config, len(state["head.weight"]))
         model.load_report = load_weights(model, state).also_dropped(found.dropped)
         return model
 
@@ -179,9 +171,7 @@ class Classifier(Trunk):
         config: EncoderConfig,
         num_classes: int,
         *,
-        head_dropout: float = 0.0,
         soa: SoaConfig | None = None,
-        allow_zero_bias: bool = False,
     ) -> tuple[Self, LoadReport]:
         """A classifier with a fresh head on a pretrained encoder.
 
@@ -201,25 +191,25 @@ class Classifier(Trunk):
                 of heads or LayerNorm eps.
         """
         if isinstance(artifact, str | Path):
-            artifact = _open(Path(artifact), allow_zero_bias=allow_zero_bias)
+            artifact = _open(Path(artifact))
         if isinstance(artifact, Artifact):
             # Some artifacts hold the encoder's fields alone.
             saved = artifact.config.get("encoder", artifact.config)
-            artifact = canonical(artifact.state_dict, allow_zero_bias=allow_zero_bias)
+            artifact = canonical(artifact.state_dict)
         else:
             saved = {"layer_norm_eps": artifact.layer_norm_eps}
         _check_unseen(saved, config)
-        model = cls(config, num_classes, head_dropout=head_dropout, soa=soa)
+        model = cls(config, num_classes, soa=soa)
         fresh = ("fc_norm.", "head.", "orientation.")
         state = artifact.encoder_state()
         report = load_weights(model, state, may_drop=("norm.",), may_be_new=fresh)
         return model, report.also_dropped(artifact.dropped)
 
 
-def _open(path: Path, *, allow_zero_bias: bool) -> Artifact | PublicCheckpoint:
+def _open(path: Path) -> Artifact | PublicCheckpoint:
     if (path / "provenance.json").is_file():
         return load_artifact(path)
-    return load_public(path, allow_zero_bias=allow_zero_bias)
+    return load_public(path)
 
 
 def _check_unseen(saved: Mapping[str, Any], config: EncoderConfig) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
 from finetune.history import cautions, fine_tuned, record_of, shared_shards
 from finetune.inputs import carrying
@@ -25,7 +24,7 @@ from finetune.probes.features import FeatureMeter, Features, FeatureTask, joined
 from finetune.probes.figures import probe
 from finetune.probes.networks import Frozen, Sizes, open_network, weights_of
 from launch.cluster import ClusterConfig, WorkerContext
-from launch.config import absolute_paths, from_dict
+from launch.config import absolute_paths, from_dict, parse_one
 from launch.engine import evaluate
 from launch.job import attached, command, drive, write_json
 from launch.registry import fetch
@@ -101,7 +100,7 @@ class ProbeConfig:
 def main(argv: Sequence[str]) -> int:
     """The command line of `launch/probe.py`."""
     about = "Probe a frozen encoder: features, nearest neighbours, a linear layer."
-    config = tyro.cli(ProbeConfig, prog="launch/probe.py", description=about, args=list(argv))
+    config = parse_one(ProbeConfig, argv, prog="launch/probe.py", description=about)
     return command(lambda: run(config), told=(TooManyFailures, WorkerDied))
 
 

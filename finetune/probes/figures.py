@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.metrics import figures
+from finetune.metrics import confusion_matrix, figures
 from finetune.probes.features import Features
 from finetune.probes.frozen import Standard, choose_penalty, fit_linear, nearest
 
@@ -76,6 +76,5 @@ def labelled(table: Features, labels: Sequence[str]) -> tuple[Features, Tensor]:
 
 def judged(predicted: Tensor, truth: Tensor, labels: Sequence[str]) -> dict[str, Any]:
     """Figures of predictions int64 [n], with their confusion matrix."""
-    pairs = truth * len(labels) + predicted
-    confusion = pairs.bincount(minlength=len(labels) ** 2).view(len(labels), -1)
-    return {**figures(confusion, labels), "confusion": confusion.tolist()}
+    counts = confusion_matrix(predicted, truth, len(labels))
+    return {**figures(counts, labels), "confusion": counts.tolist()}

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from finetune.evaluation import EvaluateConfig, check_labels, data_of, located
 from finetune.history import cautions, stamp
 from finetune.predictor import Predictor
@@ -23,7 +21,7 @@ from finetune.probes.picture import draw
 from finetune.probes.report import attention_on, cost_of
 from finetune.probes.task import Row, TemporalMeter, TemporalTask
 from launch.cluster import ClusterConfig, WorkerContext
-from launch.config import from_dict
+from launch.config import from_dict, parse_one
 from launch.engine import evaluate
 from launch.job import attached, command, drive, write_json
 from launch.tracking import TrackingConfig
@@ -47,7 +45,7 @@ class TemporalConfig(EvaluateConfig):
 def main(argv: Sequence[str]) -> int:
     """The command line of `launch/temporal.py`."""
     about = "Ask a fine-tuned model about clips whose frames were changed, and where it looks."
-    config = tyro.cli(TemporalConfig, prog="launch/temporal.py", description=about, args=list(argv))
+    config = parse_one(TemporalConfig, argv, prog="launch/temporal.py", description=about)
     return command(lambda: run(config), told=(TooManyFailures, WorkerDied))
 
 

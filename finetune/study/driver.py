@@ -41,8 +41,8 @@ from launch.parallel import Job, run_all
 from launch.provenance import provenance
 from launch.record import closing_run, continue_run, create_run, remember
 from launch.registry import fetch
-from launch.store import store_uri
-from launch.tracking import RunHandle, Tracker, connect, latest
+from launch.store import connect, store_uri
+from launch.tracking import RunHandle, Tracker, latest
 from shards.wording import count
 
 

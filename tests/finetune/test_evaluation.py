@@ -14,7 +14,8 @@ from finetune.evaluation import EvaluateConfig, in_words
 from finetune.metrics import figures
 from finetune.predictor import Predictor
 from launch.cluster import ClusterConfig
-from launch.tracking import TrackingConfig, connect
+from launch.store import connect
+from launch.tracking import TrackingConfig
 from mira.tubelets import normalise
 from shards.stream import TooManyFailures, open_clips
 from tests.runs import (

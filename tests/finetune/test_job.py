@@ -15,7 +15,7 @@ from finetune.feeding import settle
 from finetune.predictor import Predictor
 from finetune.recipes import RECIPES
 from launch.registry import fetch
-from launch.tracking import connect
+from launch.store import connect
 from mira.weights import load_artifact
 from shards.augment import AugmentConfig
 from shards.index import index_shard

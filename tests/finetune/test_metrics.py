@@ -1,4 +1,4 @@
-"""Figures of expression recognition against scikit-learn, torchmetrics and an obvious loop."""
+"""Figures of expression recognition against scikit-learn and an obvious loop."""
 
 import warnings
 from dataclasses import dataclass

@@ -29,7 +29,8 @@ from finetune.probes.networks import MeanToken, Sizes, open_network
 from launch.cluster import ClusterConfig
 from launch.record import create_run
 from launch.registry import register_encoder
-from launch.tracking import TrackingConfig, connect
+from launch.store import connect
+from launch.tracking import TrackingConfig
 from mira.encoder import EncoderConfig
 from mira.layouts import to_hugging_face
 from mira.marlin import to_marlin

@@ -15,7 +15,8 @@ from finetune.outputs import HeadsConfig
 from finetune.predictor import Predictor
 from finetune.predictor_package import predict_videos
 from launch.cluster import ClusterConfig
-from launch.tracking import TrackingConfig, connect
+from launch.store import connect
+from launch.tracking import TrackingConfig
 from mira.weights import load_artifact
 from shards.stream import open_clips
 from tests.finetune.annotated import UNITS, training, write_annotated

@@ -29,7 +29,8 @@ from finetune.study.report import Study, results_of
 from finetune.study.sections import sections
 from launch.parallel import Job
 from launch.provenance import provenance
-from launch.tracking import RunHandle, connect
+from launch.store import connect
+from launch.tracking import RunHandle
 from shards.__main__ import main as ingest_or_render
 from shards.ledger import Failure, Ledger
 from shards.manifest import Manifest

@@ -16,8 +16,8 @@ from launch.cluster import ClusterConfig, WorkerContext
 from launch.engine import Diverged
 from launch.failures import WorkerLost
 from launch.job import attached, command, drive, write_json
-from launch.store import StoreError, Unreachable
-from launch.tracking import SilentTracker, TrackingConfig, connect
+from launch.store import StoreError, Unreachable, connect
+from launch.tracking import SilentTracker, TrackingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,8 +7,8 @@ import pytest
 
 from launch import registry
 from launch.record import create_run
-from launch.store import StoreError
-from launch.tracking import RunHandle, TrackingConfig, connect
+from launch.store import StoreError, connect
+from launch.tracking import PublishConfig, RunHandle, TrackingConfig
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_a_name_that_cannot_be_registered_is_refused_before_anything_is_uploaded
 @pytest.mark.parametrize("alias", ["latest", "v3", "3", "two words", ""])
 def test_an_alias_that_mlflow_reserves_is_refused(alias):
     with pytest.raises(StoreError, match="alias"):
-        TrackingConfig(register="faces", alias=alias)
+        PublishConfig(register="faces", alias=alias)
 
 
 def test_an_upload_that_fails_leaves_no_version(run, encoder, monkeypatch):

@@ -23,8 +23,8 @@ from launch.outbox import Outbox
 from launch.provenance import provenance, source_hash, source_revision
 from launch.record import closing_run, continue_run, create_run, remember
 from launch.registry import fetch, register_encoder
-from launch.store import StoreError, store_uri
-from launch.tracking import RunHandle, SilentTracker, Tracker, TrackingConfig, connect, latest
+from launch.store import StoreError, connect, store_uri
+from launch.tracking import RunHandle, SilentTracker, Tracker, TrackingConfig, latest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"run": {"steps": 4, "betas": [0.9, 0.95], "clip": None}, "name": "debug", "flag": True}

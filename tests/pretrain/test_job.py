@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.tracking import connect
+from launch.store import connect
 from mira import MiraConstants
 from mira.encoder import Encoder, EncoderConfig
 from mira.loading import load_weights
