@@ -30,7 +30,7 @@ def hsta() -> FinetuneConfig:
         encoder=HstaConfig(dropout=0.2, drop_path=0.2),
         data=_data(frames=6, size=224),
         mixing=MixConfig(mixup=0.0, cutmix=0.0),
-        run=_run(min_lr=1e-6),
+        run=_run(),
         cluster=ClusterConfig(
             workers=1, gpus_per_worker=1, cpus_per_worker=12, output="runs/finetune-hsta"
         ),
@@ -62,7 +62,7 @@ def facesleuth() -> FinetuneConfig:
         encoder=FaceSleuthConfig(dropout=0.2, drop_path=0.2),
         data=_data(frames=0, size=224),
         mixing=MixConfig(mixup=0.0, cutmix=0.0),
-        run=_run(min_lr=1e-6),
+        run=_run(),
         cluster=ClusterConfig(
             workers=1, gpus_per_worker=1, cpus_per_worker=12, output="runs/finetune-facesleuth"
         ),
@@ -101,14 +101,14 @@ def _data(*, frames: int, size: int) -> DataConfig:
     )
 
 
-def _run(*, min_lr: float) -> RunConfig:
+def _run() -> RunConfig:
     return RunConfig(
         epochs=150,
         steps=None,
         global_batch=32,
         micro_batch=32,
         base_lr=5e-4,
-        min_lr=min_lr,
+        min_lr=1e-6,
         warmup=5 / 150,
         weight_decay=0.05,
         betas=(0.9, 0.999),

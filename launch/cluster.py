@@ -62,7 +62,6 @@ class WorkerContext:
 
     rank: int
     world: int
-    local_rank: int
     device: torch.device
 
 
@@ -107,7 +106,7 @@ def _run_here(worker: Worker, config: dict[str, Any], cluster: ClusterConfig) ->
     store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]  (documented, not in __all__)
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
-        return worker(config, WorkerContext(0, 1, 0, device))
+        return worker(config, WorkerContext(0, 1, device))
     finally:
         release_process_group()
         for name, value in before.items():
@@ -247,9 +246,7 @@ def _worker_main(loop: dict[str, Any]) -> dict[str, Any]:
     device = torch.device(ray.train.torch.get_device())
     rank, world = place.get_world_rank(), place.get_world_size()
     try:
-        return loop["worker"](
-            loop["config"], WorkerContext(rank, world, place.get_local_rank(), device)
-        )
+        return loop["worker"](loop["config"], WorkerContext(rank, world, device))
     except Exception as error:
         # A traceback does not travel to the driver, a note does.
         error.add_note(f"on worker {rank} of {world}:\n{traceback.format_exc()}")

@@ -69,22 +69,21 @@ class Grid:
             )
 
 
-def normalise(pixels: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+def normalise(pixels: Tensor) -> Tensor:
     """RGB bytes to the values the networks take: scaled to [0, 1], ImageNet mean and deviation.
 
     Args:
         pixels: uint8 [B, 3, T, h, w].
-        dtype: of the result.
 
     Returns:
-        [B, 3, T, h, w]; computed in float32.
+        float32 [B, 3, T, h, w].
     """
     if pixels.dtype != torch.uint8 or pixels.ndim != 5 or pixels.shape[1] != 3:
         raise ValueError(
             f"pixels must be uint8 [B, 3, T, h, w] in RGB, not {pixels.dtype} {tuple(pixels.shape)}"
         )
     mean, std = _statistics(pixels.device)
-    return ((pixels.float() - 255 * mean) / (255 * std)).to(dtype)
+    return (pixels.float() - 255 * mean) / (255 * std)
 
 
 def to_pixels(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def table_of_rank(rank: int, folder: str, shards: str, encoder: str) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
-    context = WorkerContext(rank, 2, rank, torch.device("cpu"))
+    context = WorkerContext(rank, 2, torch.device("cpu"))
     config = ProbeConfig(shards=(shards,), batch=1, loader_workers=0)
     network = open_network(encoder, Sizes())
     ledger = Ledger(Path(folder, "ledger.jsonl"), rank=rank)

@@ -14,7 +14,7 @@ def wait_of_rank(rank: int, folder: str) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
-    context = WorkerContext(rank, 2, rank, torch.device("cpu"))
+    context = WorkerContext(rank, 2, torch.device("cpu"))
     tally = Tally([slots(0, [rank, rank + 2])], context, waited=rank / 2)
     tally.add(torch.full((2,), float(rank)), {}, slots(0, [rank, rank + 2]))
     torch.save((tally.longest_wait(), tally.reduce()["loss"]), f"{folder}/wait_{rank}.pt")

@@ -68,7 +68,7 @@ def _rank_of_two(rank: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
-    context = WorkerContext(rank, 2, rank, torch.device("cpu"))
+    context = WorkerContext(rank, 2, torch.device("cpu"))
     found: dict = {}
     for stage in (0, 1, 2):
         train(f"{folder}/of-two-{stage}", 4, context, zero_stage=stage)

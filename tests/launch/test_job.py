@@ -231,7 +231,7 @@ def test_missing_inputs_stop_the_run_before_it_is_recorded(config, tmp_path, uri
 
 
 def test_only_the_first_worker_writes_to_the_record():
-    context = WorkerContext(rank=1, world=2, local_rank=1, device=None)
+    context = WorkerContext(rank=1, world=2, device=None)
     with attached({"run": ["sqlite:////nowhere/mlflow.db", "none"]}, context) as tracker:
         assert isinstance(tracker, SilentTracker)
 
