@@ -10,120 +10,95 @@ Each contestant is first held against a float64 reference, forward and gradients
 last clip: it may lose twice (gradients: three times) what plain PyTorch in the same precision
 loses. One that loses more is not timed. Rows go to benchmarks/results/attention.csv.
 
-Peak memory is what a call allocates on top of its inputs: on CUDA from the allocator's statistics,
-on the CPU from the profiler's record of every allocation. Runs where only torch and triton exist.
+How time and memory are taken: `attention_timing.py`. `host_ms` is how long issuing one call keeps
+the processor, which a small shape on a GPU may wait for; `kernel` is what PyTorch chooses for plain
+attention. Runs where only torch and triton exist.
 """
 
 import argparse
 import datetime
 import importlib.metadata
+import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from benchmarks.attention_check import (
     CASES,
     OUT_OF_MEMORY,
-    Attend,
     Case,
     Contestant,
+    DeviceLost,
     contestants,
+    first_line,
     inputs,
+    is_out_of_memory,
     parse,
+    require_device,
     wrong,
 )
+from benchmarks.attention_timing import Timed, call, issuing, peak_bytes, seconds
 from benchmarks.rows import CLOCKS, append, processor, quantile
 
 RESULTS = Path(__file__).parent / "results" / "attention.csv"
 BASE = "sdpa"
 DIRECTIONS = ("forward", "forward+backward")
 SHORTEST = 2e-3  # seconds a turn should last on a GPU; shorter calls are repeated
-
-
-def call(attend: Attend, tensors: list[Tensor], direction: str) -> Callable[[], object]:
-    """One call of a contestant: without autograd, or with the gradients of q, k and v."""
-    q, k, v = (x.detach().requires_grad_() for x in tensors[:3])
-    if direction == "forward":
-        return torch.no_grad()(lambda: attend(q, k, v))
-    return lambda: torch.autograd.grad(attend(q, k, v), (q, k, v), tensors[3])
-
-
-def seconds(run: Callable[[], object], device: str, clock: str, repeats: int) -> float:
-    """Mean seconds of `repeats` calls; on CUDA between two events."""
-    if device == "cpu":
-        start = CLOCKS[clock]()
-        for _ in range(repeats):
-            run()
-        return (CLOCKS[clock]() - start) / repeats
-    torch.cuda.synchronize()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(repeats):
-        run()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3 / repeats
-
-
-def peak_bytes(run: Callable[[], object], device: str) -> int:
-    """Most bytes that a call holds at once on top of its inputs."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as record:
-        run()
-    held = most = 0
-    for event in record.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
+FEWEST = 3  # turns of a case that is cut short
 
 
 def ready(
     case: Case, entrants: dict[str, Contestant], tensors: list[Tensor], clock: str
-) -> tuple[dict[tuple[str, str], Callable[[], object]], dict[tuple[str, str], int]]:
-    """Warmed-up calls by contestant and direction, and how often a turn repeats each."""
-    device, calls, repeats = tensors[0].device.type, {}, {}
+) -> dict[tuple[str, str], Timed]:
+    """Warmed-up contestants by name and direction; one that cannot run is named and left out."""
+    device, found = tensors[0].device.type, {}
     for name, contestant in entrants.items():
         for direction in DIRECTIONS:
             run = call(contestant.attend, tensors, direction)
             try:
                 run()
-            except torch.OutOfMemoryError:
-                print(f"{case} {name}, {direction}: not timed, out of memory", flush=True)
-                torch.cuda.empty_cache()
+                host = min(issuing(run, device) for _ in range(2))
+                short = seconds(run, device, clock, 1, 2 * host)
+            except Exception as error:
+                problem = OUT_OF_MEMORY if is_out_of_memory(error) else first_line(error)
+                print(f"{case} {name}, {direction}: not timed, {problem}", flush=True)
+                require_device(f"{case} {name}, {direction}")
                 continue
-            short = seconds(run, device, clock, 1)
-            calls[name, direction] = run
-            repeats[name, direction] = (
-                1 if device == "cpu" else max(1, min(20, round(SHORTEST / short)))
-            )
-    return calls, repeats
+            repeats = 1 if device == "cpu" else max(1, min(20, round(SHORTEST / short)))
+            found[name, direction] = Timed(run, host, repeats, [])
+    return found
 
 
 def rows(
-    case: Case, entrants: dict[str, Contestant], tensors: list[Tensor], turns: int, clock: str
+    case: Case,
+    entrants: dict[str, Contestant],
+    tensors: list[Tensor],
+    turns: int,
+    clock: str,
+    end: float = math.inf,
 ) -> list[dict[str, object]]:
-    """The result rows of a case, for contestants that passed their check."""
+    """The result rows of a case, for contestants that passed their check.
+
+    Args:
+        turns: how many each has; fewer, at least FEWEST, once the monotonic clock has reached
+            `end`.
+    """
     device = tensors[0].device.type
-    calls, repeats = ready(case, entrants, tensors, clock)
-    taken: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    timed = ready(case, entrants, tensors, clock)
     for turn in range(turns):
-        order = list(calls)
-        for key in order if turn % 2 else order[::-1]:
-            taken[key].append(1e3 * seconds(calls[key], device, clock, repeats[key]))
-    peaks = {key: peak_bytes(run, device) for key, run in calls.items()}
+        if turn >= FEWEST and time.monotonic() > end:
+            break
+        order = list(timed.values())
+        for each in order if turn % 2 else order[::-1]:
+            each.turn(device, clock)
+    taken = {key: each.taken for key, each in timed.items()}
+    peaks = {key: peak_bytes(each.run, device) for key, each in timed.items()}
     found = []
     for (name, direction), own in taken.items():
         base = taken[BASE, direction]
@@ -135,17 +110,25 @@ def rows(
                 "frames": case.frames,
                 "contestant": name,
                 "direction": direction,
-                "turns": turns,
+                "turns": len(own),
                 "p20_ms": f"{quantile(own, 0.2):.4f}",
                 "p50_ms": f"{quantile(own, 0.5):.4f}",
                 "p80_ms": f"{quantile(own, 0.8):.4f}",
                 "ratio_p50": f"{quantile(own, 0.5) / quantile(base, 0.5):.3f}",
                 "ratio_turns_p50": f"{quantile(by_turn, 0.5):.3f}",
+                "host_ms": f"{1e3 * timed[name, direction].host:.4f}",
+                "kernel": chosen_kernel(tensors),
                 "peak_bytes": peaks[name, direction],
                 "peak_ratio": f"{peaks[name, direction] / peaks[BASE, direction]:.2f}",
             }
         )
     return found
+
+
+def chosen_kernel(tensors: list[Tensor]) -> str:
+    """What PyTorch's plain attention runs on these tensors."""
+    choice = torch._fused_sdp_choice(*(x.detach().requires_grad_() for x in tensors[:3]))
+    return SDPBackend(choice).name.lower()
 
 
 def machine(device: str, clock: str) -> dict[str, object]:
@@ -175,7 +158,7 @@ def report(found: list[dict[str, object]]) -> None:
     sys.stdout.flush()
 
 
-def compete(case: Case, options: argparse.Namespace) -> int:
+def compete(case: Case, options: argparse.Namespace, end: float) -> int:
     """Check, time and write one case; how many contestants were refused as wrong."""
     torch.compiler.reset()  # else FlexAttention stops being compiled after a few shapes
     tensors = inputs(case, options.device)
@@ -189,7 +172,7 @@ def compete(case: Case, options: argparse.Namespace) -> int:
         print(f"{case} {name}: not timed, {problem}", flush=True)
     passed = {name: entrant for name, entrant in entrants.items() if name not in refused}
     if BASE in passed:
-        found = rows(case, passed, tensors, options.turns, options.clock)
+        found = rows(case, passed, tensors, options.turns, options.clock, end)
         append(options.out, found)
         report(found)
     return sum(problem != OUT_OF_MEMORY for problem in refused.values())
@@ -206,13 +189,16 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--turns", type=int, help="9 on the CPU, 30 on CUDA")
     found.add_argument("--threads", type=int, default=torch.get_num_threads())
     found.add_argument("--clock", choices=list(CLOCKS), default="wall", help="on the CPU")
-    found.add_argument("--limit", type=float, help="seconds after which no case is begun")
+    found.add_argument(
+        "--limit", type=float, default=math.inf, help="seconds; then turns are cut short"
+    )
     found.add_argument("--out", type=Path, default=RESULTS, help="CSV file to append to")
     return found
 
 
 def main() -> int:
-    """Run the cases; exit 1 if a contestant was refused, 2 if cases are left over."""
+    """Run the cases; exit 1 if a contestant was refused, 2 if cases are left over, 3 if a
+    contestant broke the device."""
     options = parser().parse_args()
     torch.set_num_threads(options.threads)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -223,12 +209,16 @@ def main() -> int:
         cases = [parse(name) for name in options.cases] or CASES[options.device]
     except ValueError as error:
         parser().error(str(error))
-    start, refused = time.monotonic(), 0
+    end, refused = time.monotonic() + options.limit, 0
     for index, case in enumerate(cases):
-        if options.limit and time.monotonic() - start > options.limit:
+        if time.monotonic() > end:
             print("time is up; not begun:", *cases[index:])
             return 2
-        refused += compete(case, options)
+        try:
+            refused += compete(case, options, end)
+        except DeviceLost as error:
+            print(error)
+            return 3
     return 1 if refused else 0
 
 

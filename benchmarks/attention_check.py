@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mira
 from benchmarks.attention_baselines import (
@@ -21,7 +22,6 @@ from benchmarks.attention_baselines import (
     published_flashlite,
 )
 from kernels.exact import exact_attention
-from kernels.exact.op import BACKENDS as EXACT_BACKENDS
 from kernels.flashlite import flashlite_attention
 from kernels.flashlite.op import BACKENDS as FLASHLITE_BACKENDS
 
@@ -30,6 +30,11 @@ FRAMES = {160: 8, 784: 16, 1568: 8, 3136: 16}
 NAMES, FACTORS = ("out", "dq", "dk", "dv"), (2, 3, 3, 3)  # FACTORS × what plain PyTorch loses
 OUT_OF_MEMORY = "out of memory"
 FLOOR, CEILING = 1e-5, 0.05  # relative errors that are always and never allowed
+
+
+class DeviceLost(RuntimeError):
+    """A contestant broke the device: nothing more can be measured in this process."""
+
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -142,9 +147,23 @@ def contestants(case: Case, tensors: list[Tensor]) -> dict[str, Contestant]:
                 found[f"ours flashlite, kernel alone ({name})"] = Contestant(
                     "flashlite", kernel(name)
                 )
-            if name in EXACT_BACKENDS and EXACT_BACKENDS[name].unavailable(q) is None:
-                found[f"ours exact ({name})"] = Contestant("exact", exact(name))
+        if case.tokens == min(FRAMES):  # by chunks of queries: tens of thousands of launches beyond
+            found["ours exact (sdpa)"] = Contestant("exact", exact("sdpa"))
+        if q.dtype != torch.float32:
+            for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+                name = backend.name.split("_")[0].lower()
+                found[f"sdpa ({name})"] = Contestant("plain", only(backend))
     return found
+
+
+def only(backend: SDPBackend) -> Attend:
+    """PyTorch's attention by one of its kernels."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return functional.scaled_dot_product_attention(q, k, v)
+
+    return attend
 
 
 def result(attend: Attend, tensors: list[Tensor]) -> list[Tensor]:
@@ -183,24 +202,44 @@ def wrong(case: Case, entrants: dict[str, Contestant], tensors: list[Tensor]) ->
     for name, contestant in entrants.items():
         try:
             results = result(contestant.attend, tensors)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            found[name] = OUT_OF_MEMORY
-            continue
+            for clip in clips:
+                truth, plain = losses[clip][contestant.truth]
+                lost = errors([x[clip : clip + 1] for x in results], truth)
+                if (problem := too_far(lost, plain)) is not None:
+                    found.setdefault(name, problem.format(clip=clip))
         except Exception as error:  # whatever a compiler raises: this one does not take part
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            found[name] = f"it does not run: {reason[0]}"
-            continue
-        for clip in clips:
-            truth, plain = losses[clip][contestant.truth]
-            lost = errors([x[clip : clip + 1] for x in results], truth)
-            for what, factor, own, other in zip(NAMES, FACTORS, lost, plain, strict=True):
-                if not own <= min(factor * other + FLOOR, CEILING):
-                    problem = (
-                        f"{what} of clip {clip} is off by {own:.1e}, plain PyTorch by {other:.1e}"
-                    )
-                    found.setdefault(name, problem)
+            out = is_out_of_memory(error)
+            found[name] = OUT_OF_MEMORY if out else f"it does not run: {first_line(error)}"
+            require_device(f"{case} {name}")
     return found
+
+
+def too_far(lost: list[float], plain: list[float]) -> str | None:
+    """What a contestant misses, given what plain PyTorch loses; `{clip}` is left to fill in."""
+    for what, factor, own, other in zip(NAMES, FACTORS, lost, plain, strict=True):
+        if not own <= min(factor * other + FLOOR, CEILING):
+            return f"{what} of clip {{clip}} is off by {own:.1e}, plain PyTorch by {other:.1e}"
+    return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory is too small, which is no fault of the contestant's."""
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def require_device(who: str) -> None:
+    """DeviceLost where the device, after an error of `who`, does nothing any more."""
+    if torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            raise DeviceLost(f"{who}: it broke the device: {first_line(error)}") from error
 
 
 def losses_of(case: Case, clip: list[Tensor]) -> dict[str, tuple[list[Tensor], list[float]]]:

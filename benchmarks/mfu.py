@@ -1,9 +1,10 @@
 """Clips a second and model-FLOP utilisation of a training step, without data loading or a cluster.
 
-    python -m benchmarks.mfu [CASE …] [--device cuda] [--compile] [--steps 20] [--out FILE]
+    python -m benchmarks.mfu [CASE …] [--device cuda] [--steps 20] [--out FILE]
 
 `pretrain-*` is VideoMAE with a tube mask of 0.9; `encode-*` is the encoder on all tokens, which is
-what fine-tuning costs, with plain, FlashLite or exact attention. A step is forward, backward and
+what fine-tuning costs, with plain, FlashLite or exact attention; any of them by torch.compile where
+`-compiled` is put behind its name. A step is forward, backward and
 fused AdamW under bf16 autocast on clips that lie on the device. Utilisation is 3 × the model's own
 forward operations (`mira.flops`: products and attention of the tokens really computed) over the
 device's dense bf16 peak (`launch.rates`); a device the table lacks gets none. Needs torch, and
@@ -70,6 +71,15 @@ CASES = {
 }
 
 
+DEFAULT = [name for name in CASES if not name.endswith("-tiny")]
+COMPILED = "-compiled"
+
+
+def is_case(name: str) -> bool:
+    """Whether that is the name of a case, or of one by torch.compile."""
+    return name.removesuffix(COMPILED) in CASES
+
+
 def build(case: Case, device: torch.device) -> tuple[nn.Module, Callable[[Tensor], Tensor], float]:
     """The network, its loss of clips [B, C, T, h, w], and forward operations of one clip."""
     (dim, depth, heads), (narrow, shallow, few) = SIZES[case.size]
@@ -121,9 +131,9 @@ def measure(case: Case, device: torch.device, *, steps: int, compiled: bool) -> 
     return found | {"flops": flops, "peak_gib": peak}
 
 
-def row(name: str, device: torch.device, *, steps: int, compiled: bool) -> dict[str, object]:
+def row(name: str, device: torch.device, *, steps: int) -> dict[str, object]:
     """One result row."""
-    case = CASES[name]
+    case, compiled = CASES[name.removesuffix(COMPILED)], name.endswith(COMPILED)
     found = measure(case, device, steps=steps, compiled=compiled)
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     rate = case.batch / found["p50"]
@@ -132,7 +142,7 @@ def row(name: str, device: torch.device, *, steps: int, compiled: bool) -> dict[
         "date": datetime.date.today().isoformat(),
         "device": device_name,
         "torch": torch.__version__,
-        "case": name,
+        "case": name.removesuffix(COMPILED),
         "batch": case.batch,
         "compiled": compiled,
         "steps": steps,
@@ -151,25 +161,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", dest="compiled")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    unknown = set(options.cases) - set(CASES)
+    unknown = [name for name in options.cases if not is_case(name)]
     if unknown:
         parser.error(f"no case {', '.join(sorted(unknown))}; choose of {', '.join(CASES)}")
-    default = [name for name in CASES if not name.endswith("-tiny")]
-    for name in options.cases or default:
-        found = row(
-            name, torch.device(options.device), steps=options.steps, compiled=options.compiled
-        )
+    failed = 0
+    for name in options.cases or DEFAULT:
+        try:
+            found = row(name, torch.device(options.device), steps=options.steps)
+        except (RuntimeError, ArithmeticError) as error:  # memory too small, or a loss of NaN
+            print(f"{name}: {(str(error).splitlines() or [type(error).__name__])[0]}", flush=True)
+            failed += 1
+            continue
         append(options.out, [found])
         print(
             f"{name}: {found['clips_per_second']} clips/s, {found['tflops']} TFLOP/s, "
             f"utilisation {found['mfu'] or 'unknown'}, {found['peak_gib']} GiB",
             flush=True,
         )
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python -m benchmarks.tune_attention CASE [--kernels flashlite.dq exact.mix …] [--limit 560]
 
-Each kernel keeps the tables' tiles but for the one that is tried; what is timed is the whole
-operation, forward and backward, in turn with the tables' own tiles. It prints the best candidates;
-writing them into the tables, and measuring with benchmarks.attention, is left to the reader.
+Each kernel keeps the tables' tiles but for the one that is tried; what is timed is the operation
+that it is part of, forward or forward and backward, in turn with the tables' own tiles. Tiles that
+give other results are named and left out. It prints every candidate as it comes, and the best of
+each kernel; writing them into the tables, and measuring, is left to the reader.
 """
 
 import argparse
@@ -18,14 +19,25 @@ from typing import Any
 
 import torch
 
-from benchmarks.attention import call, seconds
-from benchmarks.attention_check import Attend, Case, contestants, inputs, parse
+from benchmarks.attention_check import (
+    Attend,
+    Case,
+    contestants,
+    errors,
+    first_line,
+    inputs,
+    parse,
+    require_device,
+    result,
+)
+from benchmarks.attention_timing import call, issuing, seconds
 from benchmarks.rows import quantile
 
 KERNELS = {
     "flashlite": ("forward", "dq", "dkv"),
     "exact": ("mass", "mix", "values", "dq", "dk"),
 }
+BACKWARD = ("dq", "dk", "dkv")
 OPERATIONS = {"flashlite": "ours flashlite, kernel alone", "exact": "ours exact"}
 CANDIDATES = [
     (rows, columns, warps, stages)
@@ -34,6 +46,7 @@ CANDIDATES = [
 ]
 Sizes = tuple[int, int, int, int]
 TURNS = 10
+SAME = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # another order of sums
 
 
 @contextmanager
@@ -57,19 +70,26 @@ def ratio(
     attend: Attend, tensors: list[torch.Tensor], operation: str, kernel: str, sizes: Sizes
 ) -> float | None:
     """Time with other tiles over time with the tables', medians of turns; None if it cannot run."""
-    run, device = call(attend, tensors, "forward+backward"), tensors[0].device.type
+    direction = "forward+backward" if kernel in BACKWARD else "forward"
+    run, device = call(attend, tensors, direction), tensors[0].device.type
+    truth = result(attend, tensors)  # compiles the tables' own; an error here ends the tuning
+    lead = 2 * issuing(run, device)
     taken: tuple[list[float], list[float]] = ([], [])
     try:
+        with tiles(operation, kernel, sizes):
+            lost = max(errors(result(attend, tensors), truth))
         for _ in range(TURNS):
             with tiles(operation, kernel, sizes):
-                taken[0].append(seconds(run, device, "wall", 1))
-            taken[1].append(seconds(run, device, "wall", 1))
+                taken[0].append(seconds(run, device, "wall", 1, lead))
+            taken[1].append(seconds(run, device, "wall", 1, lead))
     except Exception as error:  # tiles too large for the GPU: each compiler has its own error
-        message = str(error).strip() or type(error).__name__
-        print(f"  {sizes}: {message.splitlines()[0]}", flush=True)
+        print(f"  {sizes}: {first_line(error)}", flush=True)
+        require_device(f"{kernel} {sizes}")
         return None
-    # The first turns compile.
-    return quantile(taken[0][2:], 0.5) / quantile(taken[1][2:], 0.5)
+    found = quantile(taken[0], 0.5) / quantile(taken[1], 0.5)
+    wrong = not lost <= SAME[tensors[0].dtype]
+    print(f"  {sizes}: " + (f"results {lost:.1e} apart" if wrong else f"{found:.3f}"), flush=True)
+    return None if wrong else found
 
 
 def tune(case: Case, names: list[str], device: str, limit: float) -> bool:

@@ -8,10 +8,15 @@ sizes, no tensors.
 from mira.encoder import EncoderConfig
 
 
-def block_flops(tokens: int, dim: int, mlp_ratio: float) -> float:
-    """A transformer block: projections, MLP, and the two products of attention."""
-    matrices = (4 + 2 * mlp_ratio) * dim * dim
-    return 2.0 * tokens * matrices + 4.0 * tokens * tokens * dim
+def block_flops(tokens: int, dim: int, mlp_ratio: float, *, asking: int | None = None) -> float:
+    """A transformer block: projections, MLP, and the two products of attention.
+
+    Args:
+        asking: how many of the tokens ask and go on, all answer; None for all.
+    """
+    asking = tokens if asking is None else asking
+    matrices = 2 * tokens + (2 + 2 * mlp_ratio) * asking  # k and v; q, projection and MLP
+    return 2.0 * matrices * dim * dim + 4.0 * asking * tokens * dim
 
 
 def encoder_flops(config: EncoderConfig, tokens: int, *, embedded: int | None = None) -> float:

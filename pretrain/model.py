@@ -8,6 +8,7 @@ dicts are in the public VideoMAE pretraining layout. Source: VideoMAE, NeurIPS 2
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
@@ -153,8 +154,8 @@ class VideoMAE(nn.Module):
 
         Args:
             mask: how much is hidden.
-            published: count the embedding of all tubelets, as the published code computes it; the
-                encoder here embeds the visible ones alone.
+            published: count what the published code computes: the embedding of all tubelets, and
+                the decoder's last block of all tokens; here only those that are needed.
         """
         grid, decoder = self.grid, self.decoder_config
         visible = grid.tokens - grid.frames * mask.hidden_per_frame(grid)
@@ -164,7 +165,9 @@ class VideoMAE(nn.Module):
         embedded = grid.tokens if published else visible
         total = encoder_flops(self.encoder.config, visible, embedded=embedded)
         total += 2.0 * visible * self.encoder.config.dim * decoder.dim
-        total += decoder.depth * block_flops(visible + predicted, decoder.dim, decoder.mlp_ratio)
+        block = partial(block_flops, visible + predicted, decoder.dim, decoder.mlp_ratio)
+        total += (decoder.depth - 1) * block()
+        total += block(asking=None if published else predicted)
         return total + 2.0 * predicted * decoder.dim * grid.tubelet_dim
 
     @classmethod

@@ -1,7 +1,9 @@
 """The attention benchmark: its baselines, its refusal to time what is wrong, and its rows."""
 
 import csv
+import functools
 import importlib
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, attention_check, gpu
+from benchmarks import attention, attention_check, gpu, mfu
 from benchmarks.attention_check import CASES, contestants, inputs, parse, wrong
 from benchmarks.rows import append
 
@@ -87,6 +89,47 @@ def test_cases_not_begun_in_time_are_named(monkeypatch, capsys, tmp_path):
     assert f"time is up; not begun: {TINY} {TINY}" in capsys.readouterr().out
 
 
+def test_a_case_that_runs_out_of_time_writes_the_turns_it_has():
+    tensors, case = inputs(TINY, "cpu"), TINY
+    plain = {"sdpa": contestants(case, tensors)["sdpa"]}
+    found = attention.rows(case, plain, tensors, 30, "wall", end=time.monotonic())
+    assert {row["turns"] for row in found} == {attention.FEWEST}
+
+
+def test_a_contestant_that_fails_once_it_is_timed_is_named_and_costs_no_other(
+    monkeypatch, tmp_path, capsys
+):
+    def no_graph_alone(q, k, v, frames):
+        if not torch.is_grad_enabled():
+            raise RuntimeError("no kernel without gradients\nand a long explanation")
+        return attention_check.eager(q, k, v, attention_check.key_bias(k, frames))
+
+    monkeypatch.setattr(attention_check, "published_flashlite", no_graph_alone)
+    out = tmp_path / "attention.csv"
+    arguments = (TINY, "--turns", 1, "--out", out, "--device", "cpu")
+    assert run(monkeypatch, *arguments, "--only", "published flashlite") == 0
+    told = "published flashlite, forward: not timed, no kernel without gradients\n"
+    assert told in capsys.readouterr().out
+    rows = [(r["contestant"], r["direction"]) for r in csv.DictReader(out.open(newline=""))]
+    assert ("published flashlite", "forward+backward") in rows and len(rows) == 3
+
+
+def test_a_contestant_that_breaks_the_device_ends_the_command_with_a_status_of_its_own(
+    monkeypatch, tmp_path, capsys
+):
+    def broken(who):
+        raise attention_check.DeviceLost(f"{who}: it broke the device: illegal address")
+
+    monkeypatch.setattr(attention_check, "published_flashlite", lambda q, k, v, frames: 1 / 0)
+    monkeypatch.setattr(attention_check, "require_device", broken)
+    arguments = (TINY, "--out", tmp_path / "attention.csv", "--device", "cpu")
+    assert run(monkeypatch, *arguments, "--only", "published flashlite") == 3
+    assert (
+        f"{TINY} published flashlite: it broke the device: illegal address"
+        in capsys.readouterr().out
+    )
+
+
 def test_cases_have_names_that_read_back():
     for case in (*CASES["cpu"], *CASES["cuda"]):
         assert parse(str(case)) == case
@@ -151,6 +194,54 @@ def test_a_case_that_fails_costs_the_others_nothing(monkeypatch, tmp_path, capsy
     assert f"time is up; not begun: {TINY} encode-tiny" in capsys.readouterr().out
 
 
+def test_a_case_of_attention_that_dies_is_run_again_with_ours_alone(monkeypatch, tmp_path):
+    begun = []
+    monkeypatch.setattr(gpu, "run", lambda what, command, seconds: begun.append(command) or 3)
+    assert not gpu.measured(str(TINY), tmp_path, 200.0)
+    first, again = begun
+    assert first[-2] == "--limit" and float(first[-1]) == pytest.approx(185, abs=1)
+    assert again[: len(first) - 1] == first[:-1] and again[-4:] == ["--only", *gpu.OWN]
+    names = contestants(TINY, inputs(TINY, "cpu"))
+    assert set(gpu.OWN) <= set(names)
+    begun.clear()
+    assert not gpu.measured("encode-b-compiled", tmp_path, 200.0) and len(begun) == 1
+    begun.clear()
+    assert not gpu.measured(str(TINY), tmp_path, 50.0) and len(begun) == 1  # no time is left
+
+
+def test_a_part_of_the_kernel_tests_is_each_nth_of_them():
+    def collected(file, part):
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", str(file)]
+        environment = os.environ | {"MIRA_TESTS_PART": part}
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+        return [line for line in done.stdout.splitlines() if "::" in line]
+
+    parts = {file: part for file, part in gpu.parts() if file.stem == "test_flashlite"}
+    assert list(parts.values()) == ["5/6"]
+    (file,) = parts
+    everything = collected(file, "0/1")
+    assert len(everything) > 100 and collected(file, "5/6") == everything[5::6]
+
+
+def test_training_steps_that_fail_cost_the_others_nothing(monkeypatch, tmp_path, capsys):
+    def failing(*_, **__):
+        raise torch.OutOfMemoryError("tried to allocate\nmuch")
+
+    build = mfu.build
+    monkeypatch.setattr(
+        mfu,
+        "build",
+        lambda case, device: (failing if case.task == "encode" else build)(case, device),
+    )
+    out = tmp_path / "mfu.csv"
+    asked = ["encode-tiny", "pretrain-tiny", "--steps", "1", "--device", "cpu", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["mfu", *asked])
+    assert mfu.main() == 1
+    assert "encode-tiny: tried to allocate\n" in capsys.readouterr().out
+    (row,) = csv.DictReader(out.open(newline=""))
+    assert row["case"] == "pretrain-tiny" and row["compiled"] == "False"
+
+
 def test_what_a_gpu_machine_lacks_is_said(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu", str(tmp_path)])
     begun = []
@@ -159,8 +250,9 @@ def test_what_a_gpu_machine_lacks_is_said(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("CC", sys.executable)
     assert gpu.main() == 0
     assert "pytest is not installed; pip install --target FOLDER" in capsys.readouterr().out
-    assert begun[:2] == ["12x64-n1568-b32-bf16", "12x64-n160-b64-bf16"]
-    assert sorted(begun) == sorted(map(str, CASES["cuda"]))
+    assert begun[:3] == ["12x64-n1568-b32-bf16", "12x64-n160-b64-bf16", "encode-b"]
+    compiled = ["encode-b-compiled", "pretrain-b-compiled"]
+    assert sorted(begun) == sorted([*map(str, CASES["cuda"]), *mfu.DEFAULT, *compiled])
     monkeypatch.setenv("CC", str(tmp_path / "gcc"))
     with pytest.raises(SystemExit):
         gpu.main()
@@ -253,12 +345,20 @@ def test_tuning_swaps_the_tiles_of_one_kernel_and_puts_them_back():
 def test_tiles_that_cannot_run_are_told_even_by_an_error_without_words(capsys):
     from benchmarks.tune_attention import ratio
 
-    def failing(q, k, v):
+    calls, tensors, sizes = [], inputs(TINY, "cpu"), (64, 64, 4, 2)
+
+    def attend(q, k, v, *, then):
+        calls.append(q)
+        return then(q + k + v) if len(calls) > 2 else q + k + v  # the first two: the tables' tiles
+
+    def failing(_):
         raise MemoryError
 
-    sizes = (64, 64, 4, 2)
-    assert ratio(failing, inputs(TINY, "cpu"), "flashlite", "dq", sizes) is None
-    assert f"{sizes}: MemoryError" in capsys.readouterr().out
+    for then, told in ((failing, "MemoryError"), (lambda x: x * 2, "results 1.0e+00 apart")):
+        calls.clear()
+        attending = functools.partial(attend, then=then)
+        assert ratio(attending, tensors, "flashlite", "dq", sizes) is None
+        assert f"{sizes}: {told}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("scale", ["small", "full"])

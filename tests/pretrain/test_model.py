@@ -238,5 +238,8 @@ def test_parameters_and_operations_are_the_published_ones(size):
     flops = [model.flops(MaskConfig(0.9, ratio), published=True) / 1e9 for ratio in (0.0, 0.5)]
     assert flops == pytest.approx(operations, abs=0.05 if operations[0] < 100 else 0.5)
     embedding = 2 * 1408 * 1536 * dim  # what is not computed for hidden tubelets
+    # Nor do the 160 visible of 1568 tokens ask in the decoder's last block: q, projection, MLP.
+    asking = 160 * (2 * 10 * ddim * ddim + 4 * 1568 * ddim)
     executed = model.flops(MaskConfig(0.9))
-    assert model.flops(MaskConfig(0.9), published=True) - executed == embedding
+    saved = model.flops(MaskConfig(0.9), published=True) - executed
+    assert saved == pytest.approx(embedding + asking)
