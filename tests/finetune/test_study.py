@@ -278,6 +278,8 @@ def test_a_fold_without_a_readable_clip_is_told_and_the_study_ends(tmp_path, uri
 
 def test_a_finished_study_runs_nothing_again_and_says_the_same(done, tmp_path):
     config = copy_of(done, tmp_path)
+    run = replace(config.finetune.run, log_every=7, save_every=9, zero_stage=2)  # change no result
+    config = replace(config, finetune=replace(config.finetune, run=run))
     with here() as ran:
         again = driver.run(config)
     assert ran == [] and again["pooled"] == done[1]["pooled"] and again["folds"] == done[1]["folds"]
