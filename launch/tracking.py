@@ -27,16 +27,6 @@ from launch.delivery import Delivery
 from launch.outbox import Outbox
 from launch.store import StoreError, check_names, connect
 
-__all__ = [
-    "PublishConfig",
-    "RunHandle",
-    "SilentTracker",
-    "Tracker",
-    "TrackingConfig",
-    "connect",
-    "latest",
-]
-
 _UNTAKEN = re.compile(r"[^/\w.\- :]")
 CLOSING = 30.0  # seconds that the end of a worker waits for a store that takes nothing
 

@@ -32,6 +32,7 @@ from finetune.config import FinetuneConfig
 from finetune.evaluation import EvaluateConfig
 from launch.config import from_dict
 from launch.job import write_json
+from launch.tracking import TrackingConfig
 
 RULES = {"val": "best on validation", "test": "best on test"}
 """The split that picked the best step → the selection rule."""
@@ -126,7 +127,7 @@ def _tested(
     payload: dict[str, Any], config: FinetuneConfig, summary: dict[str, Any], selected: str
 ) -> dict[str, Any]:
     """Test the weights in RUN/`selected`; the row of the result."""
-    run = Path(config.cluster.output)
+    run, theirs = Path(config.cluster.output), config.tracking
     origin = json.loads((run / selected / "provenance.json").read_text())
     name = f"test-{selected}"
     # A training with workers of its own left this process without CPU and GPU.
@@ -143,7 +144,13 @@ def _tested(
         cache=config.data.cache,
         cache_gb=config.data.cache_gb,
         cluster=replace(config.cluster, workers=workers, output=str(run.parent / name)),
-        tracking=replace(config.tracking, run_name=f"{config.tracking.run_name} {name}"),
+        tracking=TrackingConfig(
+            uri=theirs.uri,
+            experiment=theirs.experiment,
+            run_name=f"{theirs.run_name} {name}",
+            parent=theirs.parent,
+            patience=theirs.patience,
+        ),
     )
     skipped = evaluation.all_skipped(asked)
     found = evaluation.unanswered(asked) if skipped else evaluation.run(asked)
