@@ -40,7 +40,7 @@ types: $(READY)  ## pyright on product code
 
 check: lint types test  ## what CI runs
 
-bench: $(READY)  ## all measurements of the README, as rows in benchmarks/results (an hour)
+bench: $(READY)  ## all measurements of docs/measured.md, as rows in benchmarks/results (an hour)
 	@$(BIN)/python -m benchmarks.train_step
 	@$(BIN)/python -m benchmarks.attention
 	@$(BIN)/python -m benchmarks.plot_attention
