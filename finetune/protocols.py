@@ -87,7 +87,7 @@ def labelled(config: ProtocolConfig, clips: Sequence[Clip]) -> tuple[list[Clip],
     """The clips that count, under the labels that count; notes; whether labels were changed."""
     notes: list[str] = []
     sets = {clip.dataset for clip in clips}
-    micro = config.protocol == "lodo" and sets <= set(THREE_CLASSES) and not config.rename
+    micro = config.protocol == "lodo" and sets <= set(THREE_CLASSES)
     own_way = config.classes is None and (config.protocol == "composite" or micro)
     three = config.classes == "three" or own_way
     if config.protocol == "composite" and (strange := sorted(sets - set(COMPOSITE))):

@@ -32,6 +32,7 @@ THREE_CLASSES: Mapping[str, Mapping[str, str]] = {
 }
 """Data set → its label → class; other labels are dropped. The first three as in MEGC 2019 (See,
 Yap, Li, Hong and Wang, "MEGC 2019 - the second facial micro-expressions grand challenge")."""
+_THREE = tuple(THREE_CLASSES["smic"])
 COMPOSITE = {"smic": 164, "casme2": 145, "samm": 133}
 """Clips of each data set in MEGC 2019."""
 COMPOSITE_SUBJECTS = 68
@@ -156,7 +157,8 @@ def renamed(clips: Sequence[Clip], rules: Sequence[str]) -> list[Clip]:
 def three_classes(clips: Sequence[Clip]) -> list[Clip]:
     """Clips as negative, positive and surprise; other labels become None.
 
-    Raises ValueError for a data set without such a table.
+    Raises ValueError for a data set without such a table, and where `renamed` made a label of which
+    the table knows nothing.
     """
     if strange := sorted({clip.dataset for clip in clips} - set(THREE_CLASSES)):
         raise ValueError(
@@ -164,8 +166,14 @@ def three_classes(clips: Sequence[Clip]) -> list[Clip]:
             f"{few([name or 'a folder without a data set' for name in strange])}: leave it out, or "
             "say what its labels become by --rename LABEL=CLASS … --classes own"
         )
-    tables = THREE_CLASSES
-    return [_called(clip, tables[clip.dataset].get(clip.label or "")) for clip in clips]
+    found = [_called(clip, _class_of(clip)) for clip in clips]
+    pairs = zip(clips, found, strict=True)
+    if lost := {a.label for a, b in pairs if a.label and b.label is None and _changed(a)}:
+        raise ValueError(
+            f"rename makes {few(sorted(lost))}, which is none of {', '.join(_THREE)}: rename to "
+            "one of these or to a label of the data set, or set --classes own"
+        )
+    return found
 
 
 def composite_differences(clips: Sequence[Clip]) -> list[str]:
@@ -187,3 +195,15 @@ def composite_differences(clips: Sequence[Clip]) -> list[str]:
 def _called(clip: Clip, label: str | None) -> Clip:
     """The same under another label, with the one in the shards."""
     return replace(clip, label=label, stored=clip.stored or clip.label)
+
+
+def _changed(clip: Clip) -> bool:
+    """Whether the study calls it otherwise than the shards."""
+    return clip.stored not in (None, clip.label)
+
+
+def _class_of(clip: Clip) -> str | None:
+    """Of the three, by its data set; one that `renamed` gave it stays."""
+    label = clip.label or ""
+    known = THREE_CLASSES[clip.dataset].get(label)
+    return label if known is None and _changed(clip) and label in _THREE else known

@@ -321,6 +321,18 @@ def test_lodo_of_micro_expressions_tests_whole_data_sets_on_three_classes():
         plan("lodo", [clip for clip in micro() if clip.dataset == "casme2"], rename=("others=",))
 
 
+def test_renaming_one_label_leaves_the_three_classes():
+    for rule in ("casme2/others=", "samm/other=negative", "samm/other=anger"):
+        made = plan("lodo", micro(), rename=(rule,))
+        assert made.labels == ("negative", "positive", "surprise"), rule
+        assert len(made.clips) == 12 + 2 * (rule[-1] != "="), "what was renamed to a class counts"
+    own = plan("lodo", micro(), rename=("casme2/others=other",), classes="own")
+    assert {"disgust", "other"} < set(own.labels)
+    for protocol in ("lodo", "composite"):
+        with pytest.raises(ValueError, match=r"rename makes glad, which is none of .*classes own"):
+            plan(protocol, micro(), rename=("casme2/happiness=glad",))
+
+
 def test_labels_are_renamed_and_dropped_by_rule():
     found = [Clip("d", "1", "happy"), Clip("e", "2", "happiness"), Clip("e", "3", "meh")]
     rules = ("happiness=happy", "e/meh=", "d/happy=joy")
