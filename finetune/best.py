@@ -72,7 +72,7 @@ class Best:
                 if meter.classes is not None:
                     image = confusion_matrix_picture(meter.classes.confusion, self.outputs.labels)
                     tracker.figure(f"confusion_{split}", image, step)
-                self._keep(task, step, found[self.outputs.selected_by], split)
+                self._keep(task, step, found[self.outputs.selected_by])
             return {f"{split}/{name}": value for name, value in found.items()}
 
         return measure
@@ -82,9 +82,11 @@ class Best:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def score(self) -> float | None:
-        """The best figure so far; None before the first."""
+        """The best figure so far, of the split and the figure that pick now; None before the
+        first."""
         origin = self.folder / "provenance.json"
-        return json.loads(origin.read_text())["score"] if origin.is_file() else None
+        record = json.loads(origin.read_text()) if origin.is_file() else {}
+        return record["score"] if record.get("selection") == self._rule else None
 
     def write(
         self, folder: Path, task: ClassifyTask, step: int, *, selection: str, score=None
@@ -103,8 +105,11 @@ class Best:
         name = "best" if self.config.validation_split and self.score() is not None else "last"
         return {"predictor": str(self.folder.with_name(name)), "selection": name}
 
-    def _keep(self, task: ClassifyTask, step: int, score: float, split: str) -> None:
+    @property
+    def _rule(self) -> str:
+        return f"best {self.outputs.selected_by} on {self.config.validation_split}"
+
+    def _keep(self, task: ClassifyTask, step: int, score: float) -> None:
         before = self.score()
         if before is None or score > before:
-            selection = f"best {self.outputs.selected_by} on {split}"
-            self.write(self.folder, task, step, selection=selection, score=score)
+            self.write(self.folder, task, step, selection=self._rule, score=score)

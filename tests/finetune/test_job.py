@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from finetune import job
+from finetune.best import Best
 from finetune.feeding import settle
 from finetune.predictor import Predictor
 from finetune.recipes import RECIPES
@@ -94,6 +95,23 @@ def test_the_best_step_on_validation_is_kept_and_says_so(whole):
     assert whole["selection"] == "best"
     last = load_artifact(Path(whole["output"], "last")).provenance
     assert (last["step"], last["selection"], last["score"]) == (6, "last", None)
+
+
+def test_scores_on_other_clips_do_not_compete(place, uri, tmp_path):
+    """A step that another split picked is neither beaten by scores on this one nor published."""
+    config = finetuning(place / "shards", tmp_path / "out", uri, steps=2, eval_every=0)
+    job.run(replace(config, data=replace(config.data, split=None), validation_split="test"))
+    record = tmp_path / "out/best/provenance.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"score": 2.0}))
+    run = replace(config.run, steps=4, allow_change=True)
+    other = replace(config, run=run, data=replace(config.data, split=None))
+    summary = job.run(replace(other, validation_split="train"))
+    origin = json.loads(record.read_text())
+    assert (origin["selection"], origin["step"]) == ("best uar on train", 4)
+    assert origin["score"] <= 1 and summary["selection"] == "best"
+
+    left = Best(replace(other, validation_split="test"), record.parent, LABELS, {}).chosen()
+    assert left["selection"] == "last", "one of another split is not taken for the best"
 
 
 def test_a_run_leaves_folders_that_open_and_nothing_half_written(whole):
