@@ -94,6 +94,7 @@ class Best:
         """Everything that the predictor needs, with how it was selected and what it was told."""
         config = self.config
         stamp = {"selection": selection, "score": score, "privileged": privileged(config.encoder)}
+        stamp |= {"train_split": config.data.split, "validation_split": config.validation_split}
         predictor = PredictorConfig.of(
             encoder=config.encoder, data=config.data, outputs=self.outputs, soa=config.heads.soa
         )

@@ -1,4 +1,4 @@
-"""What weights of ours have been through: how their step was picked, and which shards they know.
+"""What weights of ours have been through: how their step was picked, and which clips they know.
 
 Owns reading this from the record that lies beside them, and the stamp of figures that they give.
 Weights of others have no such record, and nothing is said of them. Shards are told by the hash of
@@ -52,6 +52,24 @@ def picked_on(record: Mapping[str, Any], split: str | None, origin: Origin) -> l
     return [f"the step was selected on these clips ({rule})"]
 
 
+def trained_on(record: Mapping[str, Any], split: str | None, origin: Origin) -> list[str]:
+    """A warning where the labels of clips that are measured were trained with, or may have been:
+    `split` of shards that were trained on, by the same split file if there is one, or all of
+    them."""
+    if not fine_tuned(record) or not shared_shards(record, origin):
+        return []
+    if record.get(SPLIT_FILE) != origin.get(SPLIT_FILE):
+        return ["some of these clips may have been trained on (by another split file)"]
+    trained = record.get("train_split", "")  # what an earlier version wrote does not say it
+    both = split is None or trained in (None, split)
+    return ["some of these clips were trained on"] if both else []
+
+
+def leaks(record: Mapping[str, Any], split: str | None, origin: Origin) -> list[str]:
+    """What makes figures of these weights on a split too good."""
+    return picked_on(record, split, origin) + trained_on(record, split, origin)
+
+
 def stamp(
     model: str, predictor: PredictorConfig, split: str | None, origin: Origin
 ) -> dict[str, Any]:
@@ -67,7 +85,7 @@ def stamp(
         "labels": list(predictor.labels),
         "privileged": privileged(predictor.encoder),
         "selection": record.get("selection"),
-        "leaks": picked_on(record, split, origin),
+        "leaks": leaks(record, split, origin),
     }
 
 

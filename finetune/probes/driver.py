@@ -7,7 +7,7 @@ confusion matrix a probe, and the run in MLflow. The loop is `launch/engine.py`,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.history import cautions, fine_tuned, record_of, shared_shards
+from finetune.history import cautions, leaks, record_of
 from finetune.inputs import carrying
 from finetune.models.configs import privileged
 from finetune.outputs import Outputs
@@ -38,7 +38,6 @@ from shards.ledger import Ledger
 from shards.presence import Lost
 from shards.reader import Collection
 from shards.stream import ClipStream, DataConfig, TooManyFailures, open_clips, open_collection
-from shards.wording import few
 from shards.workers import WorkerDied
 
 
@@ -187,8 +186,9 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
             if meter.table is not None:
                 tables[name] = meter.table
     stamp = {"labels": list(labels), "privileged": privileged(network.config)}
-    leaks = [] if config.random else trained_with_labels(Path(config.model), payload["origin"])
-    result: dict[str, Any] = {**stamp, "leaks": leaks, "read": read, "probes": {}}
+    known = {} if config.random else record_of(Path(config.model))
+    stamp["leaks"] = leaks(known, config.split, payload["origin"])
+    result: dict[str, Any] = {**stamp, "read": read, "probes": {}}
     with attached(payload, context, files=[ledger.path]) as tracker:
         if context.rank == 0:
             joined(list(tables.values())).write(output / "features.parquet")
@@ -204,15 +204,6 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
                 )
             record(config, result, output, tracker)
     return result
-
-
-def trained_with_labels(model: Path, origin: Mapping[str, str]) -> list[str]:
-    """A warning where the encoder was fine-tuned on shards that are probed: it may know labels of
-    the clips that it is measured on."""
-    record = record_of(model)
-    seen = shared_shards(record, origin) if fine_tuned(record) else []
-    places = few([origin[f"input.{name}.path"] for name in seen])
-    return [f"the encoder was fine-tuned on {places}"] if seen else []
 
 
 def open_split(

@@ -194,6 +194,15 @@ def test_figures_on_the_clips_that_picked_the_step_say_so(result, place, tmp_pat
     assert "LEAKS: the step" in "; ".join(in_words(result))
 
 
+@pytest.mark.parametrize("split", ["train", None])
+def test_figures_on_clips_that_were_trained_on_say_so(place, tmp_path, uri, capsys, split):
+    asked = measuring(str(place / "trained/last"), place / "shards", tmp_path / "out", uri)
+    found = evaluation.run(replace(asked, split=split))
+    assert found["leaks"] == ["some of these clips were trained on"]
+    assert "LEAKS: some of these clips were trained on" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["leaks"] == found["leaks"]
+
+
 def test_clips_that_annotations_cut_are_privileged(model, tmp_path, uri):
     """Onset is the first frame and offset the last, as adapters of micro-expressions store them."""
     facts = [{"onset": 0, "offset": 19}, {"onset": 0, "offset": 19}, {"onset": 3, "offset": 19}]

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from finetune.history import fine_tuned, picked_on, record_of, shared_shards
-from finetune.probes.driver import trained_with_labels
+from finetune.history import SPLIT_FILE, leaks, picked_on, record_of, shared_shards, trained_on
 
 MANIFEST, OTHER = "a" * 64, "b" * 64
 ORIGIN = {
@@ -55,9 +54,36 @@ def test_figures_on_the_clips_that_picked_the_step_are_told(selection, split, pi
     assert picked_on(trained(selection, "c" * 64), split, ORIGIN) == [], "other shards"
 
 
-def test_a_probe_says_that_its_encoder_saw_labels_of_these_shards(tmp_path):
-    for selection, told in (("last", ["the encoder was fine-tuned on /faces"]), (None, [])):
-        record = trained(selection)
-        (tmp_path / "provenance.json").write_text(json.dumps(record))
-        assert trained_with_labels(tmp_path, ORIGIN) == told and fine_tuned(record) == bool(told)
-    assert trained_with_labels(tmp_path / "public.pth", ORIGIN) == []
+SOME, PERHAPS = "some of these clips were trained on", "may have been trained on"
+
+
+@pytest.mark.parametrize(
+    ("learnt", "measured", "told"),
+    [
+        ("train", "test", None),
+        ("train", "train", SOME),
+        ("train", None, SOME),
+        (None, "test", SOME),
+        (None, None, SOME),
+    ],
+)
+def test_figures_on_clips_that_were_trained_on_are_told(learnt, measured, told):
+    record = trained("last") | {"train_split": learnt, "validation_split": "val"}
+    assert leaks(record, measured, ORIGIN) == ([told] if told else [])
+    tables = record | {SPLIT_FILE: "1"}, ORIGIN | {SPLIT_FILE: "1"}
+    assert leaks(tables[0], measured, tables[1]) == leaks(record, measured, ORIGIN)
+    for other in (
+        (record, tables[1]),
+        (tables[0], ORIGIN),
+        (record | {SPLIT_FILE: "2"}, tables[1]),
+    ):
+        [found] = trained_on(other[0], measured, other[1])
+        assert PERHAPS in found and "another split file" in found
+    for strange in ({**record, "input.manifest_0.sha256": OTHER}, {**record, "selection": None}):
+        strange = {name: value for name, value in strange.items() if value is not None}
+        assert leaks(strange, measured, ORIGIN) == [], "other shards, or without labels"
+
+
+def test_what_an_earlier_version_wrote_is_told_as_far_as_it_is_certain():
+    assert leaks(trained("last"), "test", ORIGIN) == leaks(trained("last"), "train", ORIGIN) == []
+    assert leaks(trained("last"), None, ORIGIN) == [SOME]

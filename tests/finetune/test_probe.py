@@ -3,6 +3,7 @@ the command from shards to figures."""
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -40,6 +41,7 @@ from pretrain.model import DecoderConfig, VideoMAE
 from shards.augment import ViewConfig
 from shards.batch import ClipBatch
 from shards.ingest.settings import IngestSettings
+from shards.manifest import Manifest
 from shards.stream import TooManyFailures
 from tests.finetune.marked import write_marked
 from tests.finetune.probe_ranks import table_of_rank
@@ -357,6 +359,18 @@ def test_the_command_writes_features_figures_and_a_run(result, place):
     assert written["linear"]["held_out"] == "subjects" and written["shared_subjects"] == 0
     assert written["read"]["test"] == {"clips": 4.0, "unread": 0.0, "coverage": 1.0}
     assert tree(place / "out") == {"features.parquet", "metrics.json", "summary.json"}
+
+
+def test_a_probe_says_that_its_encoder_knows_labels_of_the_measured_clips(place, tmp_path, capsys):
+    model = shutil.copytree(place / "encoder", tmp_path / "model")
+    origin = Manifest.open(place / "shards").origin[1]
+    known = {"selection": "last", "input.manifest_0.sha256": origin}
+    for learnt, told in (("train", []), ("test", ["some of these clips were trained on"])):
+        (model / "provenance.json").write_text(json.dumps(known | {"train_split": learnt}))
+        found = driver.run(probed(place, tmp_path / learnt, model=str(model)))
+        assert found["leaks"] == told
+        assert ("LEAKS: some of these" in capsys.readouterr().out) == bool(told)
+    assert driver.run(probed(place, tmp_path / "r", model=str(model), random=True))["leaks"] == []
 
 
 def test_files_are_looked_at_once_by_the_driver_alone(place, tmp_path, monkeypatch):
