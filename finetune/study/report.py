@@ -94,10 +94,10 @@ def answers_of(study: Study, at: int) -> tuple[list[Answer], list[str]]:
     for fold, result in zip(study.made.folds, study.folds, strict=True):
         name = f"test-{_result(result, at)['predictor']}"
         file = study.out / "folds" / fold.name / name / "predictions.csv"
-        found, classes = _read(file)
-        if labels and classes != labels:
+        found, classes = _read(file), _classes(file.parent)
+        if labels and classes not in ([], labels):
             raise ValueError(f"{file} has the classes {classes}, other folds have {labels}")
-        labels = classes
+        labels = labels or classes
         answers += _answers(fold, found, file)
     return answers, labels
 
@@ -129,18 +129,23 @@ def _result(fold: Mapping[str, Any], at: int) -> Mapping[str, Any]:
     return fold["results"][min(at, len(fold["results"]) - 1)]
 
 
-def _read(file: Path) -> tuple[dict[Name, tuple[str, str]], list[str]]:
-    """Data set and key → label and prediction; the classes."""
+def _classes(test: Path) -> list[str]:
+    """What the fold's network tells apart; the table has columns of other answers, too. Empty where
+    no clip could be read."""
+    file = test / "metrics.json"
+    return json.loads(file.read_text())["labels"] if file.is_file() else []
+
+
+def _read(file: Path) -> dict[Name, tuple[str, str]]:
+    """Data set and key → label and prediction."""
     with file.open(newline="", encoding="utf-8") as lines:
         rows = csv.DictReader(lines)
-        names = list(rows.fieldnames or [])
-        if "dataset" not in names:
+        if "dataset" not in (rows.fieldnames or ()):
             raise ValueError(
                 f"{file} was written by an earlier version and names no data sets: delete "
                 f"{file.parents[1]}, and the same command runs that fold again"
             )
-        found = {(row["dataset"], row["key"]): (row["label"], row["prediction"]) for row in rows}
-    return found, names[names.index("prediction") + 1 :]
+        return {(row["dataset"], row["key"]): (row["label"], row["prediction"]) for row in rows}
 
 
 def _answers(fold: Fold, found: Mapping[Name, tuple[str, str]], file: Path) -> list[Answer]:

@@ -17,6 +17,7 @@ import pytest
 
 from finetune import job as finetuning_job
 from finetune.losses import LossesConfig
+from finetune.outputs import HeadsConfig
 from finetune.protocols import ProtocolConfig
 from finetune.study import driver, table
 from finetune.study.config import StudyConfig
@@ -39,12 +40,14 @@ from tests.finetune.test_leaks import folder
 from tests.runs import ROOT, finetuning, run_until, spoil, stripes
 
 
-def stripy(place: Path, *, people: int = 3, labels=("calm", "glad"), dataset: str = "") -> Manifest:
-    """Two clips of each of two labels of every person, no two alike."""
+def stripy(
+    place: Path, *, people: int = 3, labels=("calm", "glad"), dataset: str = "", **facts
+) -> Manifest:
+    """Two clips of each of two labels of every person, no two alike; `facts` of every record."""
     samples = [
         (
             f"c{4 * s + i}",
-            {"label": labels[i % 2], "subject_id": f"p{s}", "dataset": dataset},
+            {"label": labels[i % 2], "subject_id": f"p{s}", "dataset": dataset, **facts},
             stripes(i % 2, 4 * s + i + 100 * len(dataset)),
         )
         for s in range(people)
@@ -271,6 +274,21 @@ def test_a_fold_without_a_readable_clip_is_told_and_the_study_ends(tmp_path, uri
     assert "| – | – | – | 0 of 4 |" in text
     with here() as ran:
         assert driver.run(config)["pooled"] == results["pooled"] and ran == []
+
+
+def test_a_study_of_a_network_that_tells_more_than_classes_has_no_other_classes(tmp_path, uri):
+    facts = {"action_units": ("4",), "valence": 0.5, "arousal": 0.1}
+    stripy(tmp_path / "shards", people=2, **facts)
+    config = config_of(tmp_path / "shards", tmp_path / "out", uri, run={"steps": 1})
+    heads = HeadsConfig(units=("4", "12"), affect=True)
+    config = replace(config, finetune=replace(config.finetune, heads=heads), select_last=True)
+    with here():
+        results = driver.run(config)
+    [pooled] = results["pooled"]
+    assert pooled["labels"] == ["calm", "glad"] and len(pooled["confusion"]) == 2
+    assert set(pooled["recall"]) == {"calm", "glad"}
+    text = (tmp_path / "out/results.md").read_text()
+    assert "unit 4" not in text and "valence" not in text
 
 
 # --- what is run again ------------------------------------------------------------------------
