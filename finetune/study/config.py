@@ -50,5 +50,10 @@ class StudyConfig:
             raise ValueError("retries must be at least 0, at_once at least 1")
         if self.finetune.data.splits is not None:
             raise ValueError("data.splits: a study writes the split files itself; leave it out")
+        if self.finetune.tracking.register is not None:
+            raise ValueError(
+                "tracking.register: a study registers no model, its folds are for measuring; leave "
+                "it out, and register what launch/finetune.py trains on all clips"
+            )
         if not self.finetune.heads.labels:
             raise ValueError("heads.labels is off: a study needs a classifier")

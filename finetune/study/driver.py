@@ -118,6 +118,8 @@ def prepare(config: StudyConfig) -> tuple[Protocol, dict[str, Any]]:
             f"the shards' labels differ ({each}): say what is alike by --rename LABEL=CLASS …, or "
             "use --classes three"
         )
+    if config.finetune.data.weights is not None:
+        _check_drawn(made, config.finetune.data.shards)
     notes += check_names(made, allowed=config.allow_label_in_names)
     notes += check_duplicates(made, manifests)
     if lost := sum(n for manifest in manifests for n in manifest.rejected.values()):
@@ -215,6 +217,16 @@ def _study_of(recipe: Callable[[], FinetuneConfig]) -> Callable[[], StudyConfig]
         return StudyConfig(recipe())
 
     return study
+
+
+def _check_drawn(made: Protocol, shards: Sequence[str]) -> None:
+    """Refused where a fold trains on nothing of a folder, from which data.weights draws."""
+    for fold in made.folds:
+        if empty := set(range(len(shards))) - {clip.place[0] for clip in fold.train}:
+            raise Refused(
+                f"data.weights gives {shards[min(empty)]} a share, and fold {fold.name} trains on "
+                "none of its clips: leave data.weights out"
+            )
 
 
 def _validation(config: StudyConfig) -> dict[str, float]:

@@ -537,6 +537,27 @@ def test_a_study_writes_its_own_split_files(place, uri):
         replace(config, finetune=replace(config.finetune, data=data))
 
 
+def test_a_study_registers_no_model_and_says_so(place, uri):
+    config = config_of(place / "shards", place / "out", uri)
+    tracking = replace(config.finetune.tracking, register="faces", alias="loso")
+    with pytest.raises(ValueError, match=r"tracking.register: .* leave it out"):
+        replace(config, finetune=replace(config.finetune, tracking=tracking))
+
+
+def test_weights_of_a_folder_that_a_fold_leaves_out_are_refused(tmp_path, uri):
+    stripy(tmp_path / "a", dataset="a")
+    stripy(tmp_path / "bb", dataset="bb")
+    config = config_of(tmp_path / "a", tmp_path / "out", uri)
+    shards = (str(tmp_path / "a"), str(tmp_path / "bb"))
+    data = replace(config.finetune.data, shards=shards, weights=(1.0, 2.0))
+    config = replace(config, finetune=replace(config.finetune, data=data))
+    with pytest.raises(Refused, match=r"weights gives .*/a a share, and fold a trains on none"):
+        driver.run(replace(config, plan=ProtocolConfig("lodo")))
+    assert not (tmp_path / "out").exists()
+    made, _ = driver.prepare(config)
+    assert made.name == "loso", "of every folder somebody is left"
+
+
 def test_one_process_at_a_time(tmp_path):
     lock = tmp_path / "f/.lock"
     with (
