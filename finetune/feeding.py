@@ -96,7 +96,8 @@ def check_labelled(config: FinetuneConfig, stream: ClipStream) -> None:
     indexes are lost than `data.allow_missing`.
     """
     where = f"{', '.join(config.data.shards)}"
-    if not config.heads.labels and not _any_annotated(config, stream):
+    units, affect = bool(config.outputs(()).units), config.heads.affect
+    if not config.heads.labels and not _any_told(stream.collection, units=units, affect=affect):
         raise ValueError(
             f"none of the {stream.samples} clips of split {config.data.split} in {where} has "
             "action units or affect to learn; ingest again with --annotations that have columns "
@@ -118,13 +119,26 @@ def check_labelled(config: FinetuneConfig, stream: ClipStream) -> None:
         print(f"{unmarked} of these clips have no annotated apex: their middle frame is taken")
 
 
-def _any_annotated(config: FinetuneConfig, stream: ClipStream) -> bool:
-    """Whether there is a clip with action units or affect, as far as these are told."""
-    units, affect = bool(config.outputs(()).units), config.heads.affect
+def check_measured(config: FinetuneConfig, stream: ClipStream) -> None:
+    """ValueError where not one clip of validation has what the best step is picked by; indexes are
+    read until one has."""
+    by = config.outputs(stream.labels).selected_by
+    asked = {"uar": "labels", "units/f1": "units", "affect/ccc": "affect"}[by]
+    if not _any_told(stream.collection, **{asked: True}):
+        raise ValueError(
+            f"none of the {stream.samples} clips of validation_split {config.validation_split} in "
+            f"{', '.join(config.data.shards)} tells {asked}, and {by} picks the best step: "
+            "name another --validation_split, or None for the last step"
+        )
+
+
+def _any_told(collection: Collection, *, labels=False, units=False, affect=False) -> bool:
+    """Whether there is a clip with what is asked for."""
     return any(
-        (units and facts.action_units)
+        (labels and facts.label is not None)
+        or (units and facts.action_units)
         or (affect and (facts.valence is not None or facts.arousal is not None))
-        for facts in _records(stream.collection)
+        for facts in _records(collection)
     )
 
 

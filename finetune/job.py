@@ -13,7 +13,15 @@ from typing import Any
 import torch
 
 from finetune.best import Best
-from finetune.feeding import Known, check_labelled, class_counts, open_split, open_train, settle
+from finetune.feeding import (
+    Known,
+    check_labelled,
+    check_measured,
+    class_counts,
+    open_split,
+    open_train,
+    settle,
+)
 from finetune.history import record_of
 from finetune.models import build as build_network
 from finetune.models import start
@@ -52,7 +60,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     )
     config = settle(config)
     world = max(1, config.cluster.workers)
-    lost = None
+    lost = held_out = None
     if config.validation_split is not None:
         with open_split(config, config.validation_split, rank=0, world=world) as held_out:
             lost = held_out.collection.told
@@ -61,6 +69,8 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         labels = stream.labels
         print(f"{stream.samples} clips of {len(stream.labels)} classes, {steps} steps")
         check_labelled(config, stream)
+        if held_out is not None:
+            check_measured(config, held_out)
         for line in other_crops(stream.collection.manifests):
             print(f"warning: {line}")
         batch = config.run.global_batch

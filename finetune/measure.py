@@ -32,23 +32,25 @@ class UnitMeter:
 
     def __init__(self, units: Sequence[str]):
         self.units = tuple(units)
-        self._counts = torch.zeros(3, len(units), dtype=torch.float64)  # hits, present, told
+        # hits, present, told, known
+        self._counts = torch.zeros(4, len(units), dtype=torch.float64)
 
     def update(self, output: Tensor, targets: Tensor, counted: Tensor) -> None:
         """Count probabilities [B, U] against targets [B, U] of the slots in bool [B]."""
         known = ~targets.isnan() & counted[:, None]
         present, told = known & (targets > 0.5), known & (output > 0.5)
-        self._counts += torch.stack([(present & told).sum(0), present.sum(0), told.sum(0)]).cpu()
+        counts = ((present & told), present, told, known)
+        self._counts += torch.stack([each.sum(0) for each in counts]).cpu()
 
     def compute(self, reduce: Reduce) -> dict[str, float]:
         """`units/f1/NAME`, 2 TP / (2 TP + FP + FN), of each unit that is present or told somewhere,
-        and `units/f1`, their mean."""
-        hits, present, told = reduce(self._counts).cpu()
+        and `units/f1`, their mean; 0 where units are known and none is present or told."""
+        hits, present, told, known = reduce(self._counts).cpu()
         either = present + told
         f1 = {
             name: float(2 * h / e) for name, h, e in zip(self.units, hits, either, strict=True) if e
         }
-        mean = {"units/f1": sum(f1.values()) / len(f1)} if f1 else {}
+        mean = {"units/f1": sum(f1.values()) / max(len(f1), 1)} if known.any() else {}
         return mean | {f"units/f1/{name}": value for name, value in f1.items()}
 
 

@@ -131,6 +131,15 @@ def test_padding_and_clips_that_could_not_be_read_do_not_count():
     assert (found["clips"], found["unread"], found["coverage"]) == (1, 1, 0.5)
 
 
+def test_units_that_nobody_shows_and_nobody_tells_are_measured():
+    """Such as the clips of one person, who never shows any: what is annotated can be answered."""
+    clean = Measure(Outputs(units=("1", "4")))
+    clean.update(torch.tensor([[0.1, 0.2]]), batch(units=[[0.0, NAN]]))
+    assert clean.compute(alone) == {"units/f1": 0.0, "clips": 1, "unread": 0, "coverage": 1.0}
+    clean.update(torch.tensor([[0.1, 0.9]]), batch(units=[[0.0, 1.0]]))
+    assert clean.compute(alone)["units/f1"] == 1.0, "of those that are present or told"
+
+
 def test_what_cannot_be_measured_is_refused():
     meter = Measure(Outputs(units=("1",)))
     with pytest.raises(ValueError, match="answer for 'k1' is not finite"):

@@ -198,6 +198,29 @@ def test_clips_without_anything_to_learn_are_refused(place):
         job.run(config)
 
 
+def test_a_validation_that_cannot_pick_a_step_is_refused_before_anything_starts(place, tmp_path):
+    """The clips of split test are known by the other folder alone, which training has."""
+    bare = {"action_units": (), "valence": None, "arousal": None}
+    write_annotated(tmp_path / "bare", train=0, test=1, label=None, dataset="other", **bare)
+    write_annotated(tmp_path / "shards", train=2, test=0)
+    config = training("debug", tmp_path / "shards", tmp_path / "out", steps=1)
+    data = replace(config.data, shards=(str(tmp_path / "shards"), str(tmp_path / "bare")))
+    config = replace(config, data=data)
+    units, affect = HeadsConfig(labels=False, units=UNITS), HeadsConfig(labels=False, affect=True)
+    for heads, by in ((HeadsConfig(), "uar"), (units, "units/f1"), (affect, "affect/ccc")):
+        with pytest.raises(ValueError, match=f"none of the 2 clips of validation_split .*{by}"):
+            job.run(replace(config, heads=heads))
+    assert not (tmp_path / "out/checkpoints").exists()
+    job.run(replace(config, heads=units, validation_split=None))
+
+
+def test_a_validation_without_any_of_the_asked_units_picks_a_step(place, tmp_path):
+    write_annotated(tmp_path / "shards", train=2, test=1)
+    config = training("debug", tmp_path / "shards", tmp_path / "out", steps=1, eval_every=1)
+    summary = job.run(replace(config, heads=HeadsConfig(labels=False, units=("45",))))
+    assert summary["metrics"]["test/units/f1"] == 0.0 and summary["selection"] == "best"
+
+
 def test_clips_of_which_nothing_is_known_do_not_count(place, tmp_path):
     """The clips of one of two folders have no action units."""
     write_annotated(tmp_path / "shards", train=1, test=0)
