@@ -67,6 +67,8 @@ class ClassifyTask(nn.Module):
         if self.adversary.weight:
             dim, strength = model.head.in_features, self.adversary.strength
             self.identity = IdentityHead(dim, subjects, strength=strength)
+        norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+        self._statistics = [part for part in model.modules() if isinstance(part, norms)]
         self.flops_per_clip = 3 * model.flops()  # the backward pass costs two forwards
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -79,7 +81,9 @@ class ClassifyTask(nn.Module):
         """
         pixels = normalise(augmented(batch, self.augment))
         mixed = mix(pixels, batch.weights, batch.seeds, self.mixing)
-        features = self.model.features(mixed.pixels, **inputs_of(self.model, batch))
+        shown = self._shown(batch.weights)
+        inputs = {name: value[shown] for name, value in inputs_of(self.model, batch).items()}
+        features = self.model.features(mixed.pixels[shown], **inputs)
         logits = self.model.classify(features).float()
         targets = targets_of(
             batch, self.outputs, smoothing=self.mixing.label_smoothing, votes=self.losses.votes
@@ -122,6 +126,23 @@ class ClassifyTask(nn.Module):
             return own.get(inner, self.layer_decay ** (top - layers[inner]))
 
         return decay_groups(self, weight_decay, lr_scale=scale)
+
+    def _shown(self, weights: Tensor) -> Tensor | slice:
+        """Whose clip the network is shown at each place, int64 [B].
+
+        To statistics of batches, the black clip of an empty place is a clip like others. Where a
+        network keeps some, clips that count stand in for those that do not, one after the other;
+        where none counts, the statistics stay as they are.
+        """
+        if not self._statistics:
+            return slice(None)
+        counted = (weights > 0).nonzero().squeeze(1)
+        for norm in self._statistics:
+            norm.train(self.training and len(counted) > 0)
+        if len(counted) in (0, len(weights)):
+            return slice(None)
+        places = torch.arange(len(weights), device=weights.device)
+        return torch.where(weights > 0, places, counted[places % len(counted)])
 
     def _adverse(self, features: Tensor, batch: ClipBatch, mixed: Mixed) -> tuple[Tensor, Tensor]:
         """Loss and accuracy [B] of the head that tells subjects."""

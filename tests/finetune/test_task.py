@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from finetune.inputs import inputs_of
 from finetune.mixing import MixConfig
 from finetune.models import build
 from finetune.models.classifier import Classifier
 from finetune.outputs import Outputs
+from finetune.recipes_micro import facesleuth_debug
 from finetune.task import ClassifyTask
 from mira.encoder import EncoderConfig
 from mira.tubelets import normalise
@@ -90,6 +92,70 @@ def test_what_stands_in_a_slot_that_does_not_count_changes_no_other_loss():
     other.pixels[2] = 255
     kept = [0, 1, 3]
     assert torch.equal(model(other)[0][kept], before[kept])
+
+
+def with_statistics(kind: str) -> tuple[ClassifyTask, ClipBatch]:
+    """A task in training whose network normalises by its batches, and eight clips."""
+    torch.manual_seed(0)
+    if kind == "soa":
+        network = build(ENCODER, Outputs(("a", "b", "c")), soa=True)
+        frames, extra = 4, {}
+    else:
+        config = facesleuth_debug().encoder
+        config = replace(config, motion="flow", action_units="oracle", units=("1", "4"))
+        network = build(config, Outputs(("a", "b", "c")))
+        frames, extra = 2, {"flow": torch.randn(8, 3, 48, 48), "units": torch.ones(8, 2)}
+    torch.nn.init.normal_(network.head.weight)
+    clips = batch((0, 1, 2, 0, 1, 2, 0, 1))
+    size = network.config.image_size
+    pixels = torch.randint(0, 256, (8, 3, frames, size, size)).to(torch.uint8)
+    return ClassifyTask(network, UNMIXED).train(), replace(clips, pixels=pixels, extra=extra)
+
+
+def emptied(clips: ClipBatch, counted: int) -> ClipBatch:
+    """The first clips count; the places of the others are as the loader leaves them."""
+    there = torch.arange(len(clips)) < counted
+    return replace(
+        clips,
+        weights=there.float(),
+        labels=clips.labels.masked_fill(~there, -1),
+        pixels=clips.pixels * there[:, None, None, None, None],
+        extra={n: v * there.view(-1, *[1] * (v.ndim - 1)) for n, v in clips.extra.items()},
+    )
+
+
+def statistics(task: ClassifyTask) -> list[torch.Tensor]:
+    return [b.clone() for n, b in task.named_buffers() if "running" in n]
+
+
+@pytest.mark.parametrize("kind", ["soa", "facesleuth"])
+def test_empty_places_leave_no_trace_in_statistics_of_batches(kind):
+    (full, clips), (padded, _), (black, _) = (with_statistics(kind) for _ in range(3))
+    order = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+    copies = replace(
+        clips,
+        pixels=clips.pixels[order],
+        labels=clips.labels[order],
+        extra={name: value[order] for name, value in clips.extra.items()},
+    )
+    losses, found = full(copies)[0], padded(emptied(clips, 4))[0]
+    torch.testing.assert_close(found[:4], losses[:4])
+    for one, other in zip(statistics(padded), statistics(full), strict=True):
+        torch.testing.assert_close(one, other)
+    before = statistics(black)
+    black(emptied(clips, 0))[0].sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(statistics(black), before, strict=True))
+    black(emptied(clips, 1))
+    assert not any(torch.equal(a, b) for a, b in zip(statistics(black), before, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["soa", "facesleuth"])
+def test_a_full_batch_is_shown_as_it_is(kind):
+    task, clips = with_statistics(kind)
+    inputs = inputs_of(task.model, clips)
+    expected = with_statistics(kind)[0].model(normalise(clips.pixels), **inputs)
+    losses = functional.cross_entropy(expected, clips.labels, reduction="none")
+    assert torch.equal(task(clips)[0], losses)
 
 
 def test_without_mixing_micro_batches_of_any_size_give_the_same_losses():
