@@ -53,8 +53,13 @@ def main(argv: Sequence[str]) -> int:
     )
 
 
-def run(config: FinetuneConfig) -> dict[str, Any]:
-    """Check everything that can be checked here, then train on the cluster; returns the summary."""
+def run(config: FinetuneConfig, *, packed: bool = True) -> dict[str, Any]:
+    """Check everything that can be checked here, then train on the cluster; returns the summary.
+
+    Args:
+        packed: whether the model that was selected is packed, and logged with the run; its weights
+            lie in the output folder in any case.
+    """
     config = absolute_paths(
         config, "data.shards", "data.splits", "data.skip", "data.cache", "cluster.output"
     )
@@ -88,7 +93,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         seed=config.run.seed,
         inputs=inputs,
         checkpoints=lambda origin: checkpoints_of(config, labels, origin),
-        publish=lambda *args: publish(config, *args),
+        publish=lambda *args: publish(config, *args) if packed else {},
         lost=lost,
     )
 

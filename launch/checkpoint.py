@@ -92,6 +92,12 @@ class Checkpoints:
             raise damaged
         return None
 
+    def drop(self) -> None:
+        """Remove every checkpoint of a run that is over, damaged and half-written ones too; the
+        files beside them stay."""
+        for path in self.folder.glob("*/"):
+            shutil.rmtree(path, ignore_errors=True)
+
     def save(self, zero: Zero, step: int, progress: dict[str, Any]) -> Path:
         """Write the checkpoint of `step` completed steps and drop the oldest beyond `keep`; every
         rank calls this.
@@ -203,10 +209,8 @@ class Checkpoints:
         return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
     def _lacks_room(self, zero: Zero) -> str | None:
-        # Weights, fp32 masters and AdamW's two moments: four fp32 numbers a parameter (stage 0 has
-        # no second copy).
         self.folder.mkdir(parents=True, exist_ok=True)
-        need = 16 * sum(p.numel() for p in zero.task.parameters())
+        need = checkpoint_bytes(zero.task)
         free = shutil.disk_usage(self.folder).free
         if free >= need:
             return None
@@ -215,6 +219,12 @@ class Checkpoints:
             f"{free / 1e6:.1f} MB are free; free some space, lower --run.keep_checkpoints or "
             "choose another --cluster.output"
         )
+
+
+def checkpoint_bytes(network: nn.Module) -> int:
+    """Size of a checkpoint: weights, fp32 masters and AdamW's two moments, four fp32 numbers a
+    parameter (stage 0 has no second copy)."""
+    return 16 * sum(p.numel() for p in network.parameters())
 
 
 def read_meta(path: Path) -> dict[str, Any]:

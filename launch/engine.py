@@ -161,9 +161,9 @@ def fit(
 
     The loss of a step is Σ w·loss / Σ w over the whole global batch, so it does not depend on the
     number of workers, on the micro-batch or on padding, as long as a sample's does not depend on
-    those beside it (batch normalisation is the task's business). A step whose loss or gradient is not finite
-    anywhere changes nothing anywhere. Raises `Diverged` after too many of them, CheckpointError
-    where the checkpoint is of another network.
+    those beside it (batch normalisation is the task's business). A step whose loss or gradient is
+    not finite anywhere changes nothing anywhere. Raises `Diverged` after too many of them,
+    CheckpointError where the checkpoint is of another network.
     """
     state, clock = State(context.rank, total_steps), _clock(task, run, context)
     source = Source(open_batches, run.accumulation(context.world))

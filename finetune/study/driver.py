@@ -33,6 +33,7 @@ from finetune.study.leaks import (
     without_duplicates,
 )
 from finetune.study.report import Study, report
+from finetune.study.room import check_room
 from finetune.study.sections import told, words
 from finetune.study.table import watching
 from launch.config import absolute_paths, parse, to_dict
@@ -83,6 +84,7 @@ def run(config: StudyConfig) -> dict[str, Any]:
             made = check_weights(made, init, origin, allowed=allowed)
         check_same(config, out, splits, origin)
         write_splits(tables, out)
+        check_room(config, made)
         handle = open_record(config, origin)
         with closing_run(handle):
             jobs = jobs_of(config, made, splits, handle)

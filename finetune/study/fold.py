@@ -5,7 +5,8 @@ Owns the fold's folder and the stamp of its results. Refuses to know how clips w
 other folds. Training is `job.py`, the test `evaluation.py`.
 
     FOLDS/NAME/split.csv    which clips are of which part
-    FOLDS/NAME/run/         the training, as `launch/finetune.py` leaves it
+    FOLDS/NAME/run/         the training, as `launch/finetune.py` leaves it but for a packed model;
+                            once it is tested no checkpoints, only the weights: best/, last/
     FOLDS/NAME/test-best/   the test of the best step on validation: predictions.csv, metrics.json
     FOLDS/NAME/test-last/   the test of the last step
     FOLDS/NAME/spent.json   seconds of earlier attempts, and when the latest began
@@ -30,6 +31,7 @@ from typing import Any
 from finetune import evaluation, job
 from finetune.config import FinetuneConfig
 from finetune.evaluation import EvaluateConfig
+from launch.checkpoint import Checkpoints
 from launch.config import from_dict
 from launch.job import write_json
 from launch.tracking import TrackingConfig
@@ -93,6 +95,7 @@ def run_fold(payload: dict[str, Any]) -> dict[str, Any]:
             "splits": payload["splits"],
             "results": rows,
         }
+        Checkpoints(Path(config.cluster.output, "checkpoints")).drop()  # nobody goes on from them
         write_json(folder / "result.json", result)
     return json.loads(json.dumps(result))  # alike whether it was run now or is read later
 
@@ -120,7 +123,7 @@ def spent_before(folder: Path) -> float:
 def _trained(config: FinetuneConfig) -> dict[str, Any]:
     """The training's summary; of one that is finished as it was written down."""
     summary = Path(config.cluster.output, "summary.json")
-    return json.loads(summary.read_text()) if summary.is_file() else job.run(config)
+    return json.loads(summary.read_text()) if summary.is_file() else job.run(config, packed=False)
 
 
 def _tested(

@@ -12,14 +12,16 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from finetune import job as finetuning_job
 from finetune.losses import LossesConfig
-from finetune.outputs import HeadsConfig
+from finetune.models import build
+from finetune.outputs import HeadsConfig, Outputs
 from finetune.protocols import ProtocolConfig
-from finetune.study import driver, table
+from finetune.study import driver, room, table
 from finetune.study.config import StudyConfig
 from finetune.study.fold import Stamp, alone, finished, rule_of, spent_before
 from finetune.study.folder import fold_config
@@ -372,6 +374,55 @@ def test_the_time_of_attempts_adds_up_to_the_last_line_of_each(tmp_path):
     os.utime(log, (1030.0, 1030.0))
     assert spent_before(tmp_path) == pytest.approx(35)
     assert spent_before(tmp_path) == pytest.approx(35), "an attempt that said nothing"
+
+
+def test_a_finished_fold_keeps_its_weights_and_nothing_to_go_on_from(done, uri):
+    out, client = Path(done[0].out), connect(uri)
+    for fold in sorted((out / "folds").iterdir()):
+        kept = {file.name for file in fold.rglob("*") if file.suffix in (".safetensors", ".pt")}
+        weights = [file.parent.name for file in fold.rglob("*.safetensors")]
+        assert sorted(weights) == ["best", "last"] and kept == {"model.safetensors"}
+        checkpoints = [file.name for file in (fold / "run/checkpoints").iterdir()]
+        assert checkpoints == ["mlflow_run.json"]
+        run = client.get_run(finished(fold)["run_id"])
+        assert not run.outputs or not run.outputs.model_outputs
+
+
+def test_a_fold_that_is_stopped_before_its_result_goes_on_without_checkpoints(done, tmp_path):
+    config = copy_of(done, tmp_path)
+    (tmp_path / "copy/folds/p1/result.json").unlink()
+    with here() as ran:
+        again = driver.run(config)
+    assert ran == ["p1"] and again["pooled"] == done[1]["pooled"]
+
+
+def test_a_study_that_the_disk_cannot_hold_is_refused_before_it_starts(
+    place, uri, tmp_path, monkeypatch
+):
+    config = config_of(place / "shards", tmp_path / "out", uri)
+    made, _ = driver.prepare(config)
+    network = build(config.finetune.encoder, Outputs(made.labels))
+    parameters = sum(p.numel() for p in network.parameters())
+    need = room.bytes_of(config, made, made.folds)
+    assert need == (3 * 2 * 4 + 4 * 16) * parameters, "best and last; checkpoints of one fold"
+    two = room.bytes_of(replace(config, at_once=2), made, made.folds)
+    assert two == need + 4 * 16 * parameters
+
+    def disk(free: int) -> None:
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+
+    disk(need - 1)
+    with here() as ran, pytest.raises(OSError, match=r"no room in .*3 folds take .*--run.keep_ch"):
+        driver.run(config)
+    assert ran == [] and not (tmp_path / "out/mlflow_run.json").exists()
+    fewer = replace(config.finetune, run=replace(config.finetune.run, keep_checkpoints=1))
+    with here(failing="p2") as ran, pytest.raises(driver.StudyFailed):
+        driver.run(replace(config, finetune=fewer))
+    assert ran == ["p0", "p1", "p2"], "the same study, which keeps less meanwhile"
+    disk((2 * 4 + 4 * 16) * parameters)
+    with here() as ran:
+        driver.run(config)
+    assert ran == ["p2"], "what is finished needs no more"
 
 
 # --- what is refused --------------------------------------------------------------------------

@@ -1,0 +1,55 @@
+"""Whether the disk has room for what the folds of a study write.
+
+Owns the estimate, from below: what is small beside weights is left out. Refuses to know what a fold
+does with its files.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from finetune.models import build
+from finetune.study.config import StudyConfig
+from finetune.study.fold import finished
+from finetune.study.folder import split_file
+from finetune.study.folds import Fold, Protocol
+from launch.checkpoint import checkpoint_bytes
+from shards.wording import count
+
+
+def check_room(config: StudyConfig, made: Protocol) -> None:
+    """OSError where the folds that are not finished will take more than is free."""
+    out = Path(config.out)
+    folders = {fold.name: split_file(out, fold.name).parent for fold in made.folds}
+    left = [fold for fold in made.folds if not finished(folders[fold.name])]
+    held = sum(_size(folders[fold.name] / "run") for fold in left)  # by those that were stopped
+    need, free = bytes_of(config, made, left), shutil.disk_usage(out).free
+    if need > held + free:
+        raise OSError(
+            errno.ENOSPC,
+            f"no room in {out}: weights and checkpoints of {count(len(left), 'fold')} take "
+            f"{(need - held) / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free; free some space, lower "
+            "--at_once or --run.keep_checkpoints, or choose another --out",
+        )
+
+
+def bytes_of(config: StudyConfig, made: Protocol, folds: Sequence[Fold]) -> int:
+    """What these folds write: the weights that each keeps, and the checkpoints, one being written,
+    of those that run at once; of a single one where the cluster says how many do."""
+    theirs = config.finetune
+    with torch.device("meta"):  # of sizes alone
+        network = build(theirs.encoder, theirs.outputs(made.labels), soa=theirs.heads.soa)
+    checkpoint = checkpoint_bytes(network)
+    picks = [bool(fold.validation) or config.select_on_test for fold in folds]
+    weights = checkpoint // 4 * sum(1 + best for best in picks)
+    running = min(len(folds), config.at_once or 1)
+    return weights + running * (theirs.run.keep_checkpoints + 1) * checkpoint
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
