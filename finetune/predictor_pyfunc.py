@@ -1,17 +1,40 @@
 """The registered model's entry point, executed by MLflow when the model is loaded.
 
 MLflow keeps this file as source (no pickle) and calls `load_context` and `predict`. Everything else
-is `predictor.py`, shipped beside it.
+is `predictor.py`, shipped beside it; whether that is what runs is checked here.
 """
 
 import base64
 import binascii
 from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+
+def _check_code(own: Path) -> None:
+    """ValueError where this process runs other code than the model brings in the folder `own`.
+
+    MLflow puts that folder first on the path, of which a package that was imported before takes no
+    notice: a second model would answer with the code of the first.
+    """
+    for brought in sorted(file.parent for file in own.glob("*/__init__.py")):
+        [running] = import_module(brought.name).__path__
+        for file in sorted(brought.rglob("*.py")):
+            other = Path(running, file.relative_to(brought))
+            if not other.is_file() or other.read_bytes() != file.read_bytes():
+                raise ValueError(
+                    f"this process runs the package {brought.name} of {running}, and the model in "
+                    f"{own.parent} brings another {file.relative_to(own)}: load it in a process of "
+                    "its own, or ask it with launch/predict.py, which starts one"
+                )
+
+
+_check_code(Path(__file__).with_name("code"))
 
 from finetune.prediction import Prediction
 from finetune.predictor import Marks, Predictor, Video

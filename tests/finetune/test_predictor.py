@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,7 +28,13 @@ from finetune.models.classifier import Classifier
 from finetune.outputs import Outputs
 from finetune.predictor import Prediction, Predictor, PredictorConfig, save_predictor
 from finetune.predictor_config import other_crops
-from finetune.predictor_package import CODE, package, predict_videos, stream_predictions
+from finetune.predictor_package import (
+    CODE,
+    ENTRY,
+    package,
+    predict_videos,
+    stream_predictions,
+)
 from finetune.task import ClassifyTask
 from launch import registry
 from launch.record import create_run
@@ -352,6 +359,41 @@ def test_a_registered_model_runs_where_the_checkout_is_not_to_be_found(
         assert got["label"] == expected.label
         assert got["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
         assert got["importance"] == pytest.approx(expected.importance, abs=1e-5)
+
+
+TWO = """
+import sys
+import mlflow.pyfunc
+for folder in sys.argv[1:]:
+    try:
+        mlflow.pyfunc.load_model(folder)
+    except Exception as error:
+        print(error)
+    else:
+        print("loaded")
+"""
+
+
+def test_a_second_model_with_other_code_is_refused_by_a_process_that_runs_the_first(
+    packed, tmp_path
+):
+    """It answered with the first one's code; also where that lacks what the entry point imports."""
+    same, other = (shutil.copytree(packed, tmp_path / name) for name in ("same", "other"))
+    predictor = other / "code/finetune/predictor.py"
+    predictor.write_text(predictor.read_text().replace("Marks", "Moments"))
+    entry = other / ENTRY.name
+    entry.write_text(entry.read_text().replace("Marks", "Moments"))
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", TWO, *map(str, (packed, same, other))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    first, second, third = done.stdout.splitlines()
+    assert first == second == "loaded", done.stderr
+    assert f"{other} brings another finetune/predictor.py" in third
+    assert f"the package finetune of {packed}/code/finetune" in third
+    assert "a process of its own" in third
 
 
 def test_a_model_is_asked_in_a_process_of_its_own(store, predictor, videos, tmp_path):
