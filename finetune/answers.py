@@ -18,10 +18,10 @@ from finetune.prediction import Prediction
 from finetune.predictor_config import artifact_folder
 from finetune.predictor_package import stream_predictions
 from launch.config import parse_one, to_dict
+from launch.fetching import fetch
 from launch.job import command, write_json
 from launch.provenance import provenance
 from launch.record import closing_run, create_run
-from launch.registry import fetch
 from launch.store import store_uri
 from launch.tracking import SilentTracker, Tracker, TrackingConfig
 

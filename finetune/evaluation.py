@@ -26,8 +26,8 @@ from finetune.task import ClassifyTask
 from launch.cluster import ClusterConfig, WorkerContext
 from launch.config import absolute_paths, from_dict, parse_one
 from launch.engine import evaluate
+from launch.fetching import fetch
 from launch.job import attached, command, drive, write_json
-from launch.registry import fetch
 from launch.store import store_uri
 from launch.tracking import TrackingConfig
 from launch.zero import Precision

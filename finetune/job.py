@@ -34,8 +34,9 @@ from launch.checkpoint import Checkpoints
 from launch.cluster import WorkerContext
 from launch.config import absolute_paths, from_dict, parse, to_dict
 from launch.engine import fit
+from launch.fetching import fetch
 from launch.job import agreement, attached, command, drive, summarise
-from launch.registry import fetch, register_predictor
+from launch.registry import register_predictor
 from launch.store import store_uri
 from launch.tracking import RunHandle
 from shards.ledger import Ledger

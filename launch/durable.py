@@ -47,6 +47,12 @@ def write_through(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def folder_through(folder: Path) -> None:
+    """Write a folder with all that lies in it through to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
 def rename_through(path: Path, to: Path) -> None:
     """Give a folder that was written through its name, and write that through."""
     _sync(path)

@@ -1,21 +1,20 @@
-"""The registry of models: folders become versions of a name, and names become folders again.
+"""The registry of models: folders become versions of a name.
 
-Owns publishing, aliases, and resolving where a model comes from. Refuses to know what a folder
-holds and who uses it. A version is a logged model of MLflow 3, linked to the run that made it.
+Owns publishing, aliases, and which version a name means; how it becomes a folder again is
+`fetching.py`. Refuses to know what a folder holds and who uses it. A version is a logged model of
+MLflow 3, linked to the run that made it.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.store import StoreError, check_names, connect, sqlite_path
+from launch.store import StoreError, check_names, connect
 from launch.tracking import RunHandle
 
 if TYPE_CHECKING:
@@ -114,45 +113,11 @@ def set_alias(uri: str, name: str, *, version: int, alias: str) -> None:
     client.set_registered_model_alias(name, alias, str(version))
 
 
-def fetch(reference: str, *, uri: str, into: str | Path) -> Path:
-    """A model as a local folder (or file).
-
-    Args:
-        reference: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/RUN/PATH`, or a path, which
-            is returned as it is.
-        uri: the complete URI of the store.
-        into: the folder to download to; complete when it appears, replaced if it exists.
-
-    Raises:
-        FileNotFoundError: a path that does not exist.
-        StoreError: no such store, name, alias, version, run or artifact; lists what there is.
-    """
-    if not reference.startswith(("models:/", "runs:/")):
-        return _existing(reference)
-    if uri.startswith("sqlite:") and not Path(sqlite_path(uri)).exists():
-        raise StoreError(
-            f"{reference}: there is no MLflow store at {uri}. Set tracking.uri to the store that "
-            "the model was registered in (a server, or sqlite:////folder/mlflow.db)."
-        )
-    location = _location(resolve(reference, uri=uri), uri=uri)
-    into = Path(into)
-    aside = into.with_name(f".{into.name}.{os.getpid()}.partial")
-    try:
-        found = _download(location, uri, aside, asked=reference)
-        shutil.rmtree(into, ignore_errors=True)
-        if found.is_dir():
-            return found.rename(into)
-        into.mkdir(parents=True)
-        return found.rename(into / found.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def resolve(reference: str, *, uri: str) -> str:
     """A reference with its alias replaced by the version. Raises StoreError as `fetch` does."""
     if reference.startswith("runs:/"):
         return reference
-    name, version, alias = _parse(reference)
+    name, version, alias = parse(reference)
     if version is None and alias is None:
         return reference  # models:/m-…: a model by its identity
     return f"models:/{name}/{_version(connect(uri), uri, name, version=version, alias=alias)}"
@@ -228,7 +193,7 @@ def _no_such_name(client: MlflowClient, uri: str, name: str) -> str:
     )
 
 
-def _parse(reference: str) -> tuple[str, str | None, str | None]:
+def parse(reference: str) -> tuple[str, str | None, str | None]:
     """(name, version, alias) of `models:/…`, (run, path, None) of `runs:/…`.
 
     Neither version nor alias for a model by its identity, m-….
@@ -243,53 +208,6 @@ def _parse(reference: str) -> tuple[str, str | None, str | None]:
         f"{reference!r} names no model: write models:/NAME@ALIAS (models:/encoder@champion), "
         "models:/NAME/VERSION or runs:/RUN/PATH"
     )
-
-
-def _location(reference: str, *, uri: str) -> str:
-    """Where the files are. MLflow itself looks such references up in the process's global store."""
-    from mlflow.exceptions import MlflowException
-
-    client, (name, version, _) = connect(uri), _parse(reference)
-    try:
-        if reference.startswith("runs:/"):
-            return _location_in_run(client, name, str(version))
-        if version is None:
-            return client.get_logged_model(name).artifact_location
-        return client.get_model_version_download_uri(name, version)
-    except MlflowException as error:
-        raise StoreError(f"{reference} is not in {uri}: {error}") from error
-
-
-def _location_in_run(client: MlflowClient, run_id: str, path: str) -> str:
-    """An artifact of a run, or the latest model of that name which the run logged."""
-    run = client.get_run(run_id)
-    outputs = run.outputs.model_outputs if run.outputs else []
-    models = [client.get_logged_model(output.model_id) for output in outputs]
-    named = [model for model in models if model.name == path and model.status == "READY"]
-    if named:
-        return max(named, key=lambda model: model.creation_timestamp).artifact_location
-    return f"{run.info.artifact_uri}/{path}"
-
-
-def _download(location: str, uri: str, folder: Path, *, asked: str) -> Path:
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = download_artifacts(location, dst_path=str(folder), tracking_uri=uri)
-    except (MlflowException, OSError) as error:
-        raise StoreError(f"{asked} cannot be fetched from {uri}: {error}") from error
-    return Path(found)
-
-
-def _existing(reference: str) -> Path:
-    path = Path(reference).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist. Give the folder that a training wrote, a checkpoint file, "
-            "models:/NAME@ALIAS, or runs:/RUN/PATH."
-        )
-    return path
 
 
 def _require(folder: Path, name: str, meant: str) -> None:

@@ -32,6 +32,7 @@ WALLS = {  # a third party → the files or folders that may name it
         "launch/tracking.py",
         "launch/record.py",
         "launch/registry.py",
+        "launch/fetching.py",
         "finetune/predictor",
     ),
     "webdataset": ("shards/",),

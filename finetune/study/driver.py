@@ -37,11 +37,11 @@ from finetune.study.room import check_room
 from finetune.study.sections import told, words
 from finetune.study.table import watching
 from launch.config import absolute_paths, parse, to_dict
+from launch.fetching import fetch
 from launch.job import command
 from launch.parallel import Job, run_all
 from launch.provenance import provenance
 from launch.record import closing_run, continue_run, create_run, remember
-from launch.registry import fetch
 from launch.store import connect, store_uri
 from launch.tracking import RunHandle, Tracker, latest
 from shards.wording import count

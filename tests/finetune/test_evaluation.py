@@ -101,7 +101,8 @@ def test_the_figures_are_those_of_the_table(result, place):
 
 
 def test_probabilities_are_the_predictor_s_own(result, place):
-    predictor = Predictor.load(place / "measured/.fetched", device="cpu")
+    [fetched] = (place / "measured/.fetched").iterdir()
+    predictor = Predictor.load(fetched, device="cpu")
     config = measuring("", place / "shards", place, "")
     with open_clips(
         evaluation.data_of(config, predictor, streams=1),

@@ -15,7 +15,7 @@ from finetune.best import Best
 from finetune.feeding import settle
 from finetune.predictor import Predictor
 from finetune.recipes import RECIPES
-from launch.registry import fetch
+from launch.fetching import fetch
 from launch.store import connect
 from mira.weights import load_artifact
 from shards.augment import AugmentConfig

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch import registry
+from launch.fetching import fetch
 from launch.record import create_run
 from launch.store import StoreError, connect
 from launch.tracking import PublishConfig, RunHandle, TrackingConfig
@@ -34,8 +35,8 @@ def encoder(tmp_path):
 def test_an_alias_leads_back_to_the_folder_that_was_registered(run, encoder, tmp_path):
     made = registry.register_encoder(run, encoder(), name="faces", alias="champion")
     assert str(made) == "models:/faces/1 (@champion)"
-    found = registry.fetch("models:/faces@champion", uri=run.uri, into=tmp_path / "got")
-    assert found == tmp_path / "got"
+    found = fetch("models:/faces@champion", uri=run.uri, into=tmp_path / "got")
+    assert found.parent == tmp_path / "got"
     assert (found / "model.safetensors").read_text() == "weights"
     assert (found / "config.json").exists()
 
@@ -46,8 +47,7 @@ def test_the_alias_moves_to_the_new_version_and_old_versions_stay(run, encoder, 
     assert made.version == 2
     contents = {
         name: (
-            registry.fetch(f"models:/moving{name}", uri=run.uri, into=tmp_path / "got")
-            / "model.safetensors"
+            fetch(f"models:/moving{name}", uri=run.uri, into=tmp_path / "got") / "model.safetensors"
         ).read_text()
         for name in ("@champion", "/1", "/2", "/latest")
     }
@@ -78,40 +78,38 @@ def test_a_model_without_a_name_is_logged_with_its_run(run, tmp_path):
     (folder / "MLmodel").write_text("flavors: {}")
     made = registry.register_predictor(run, folder, name=None, alias="champion")
     assert made.name is None
-    found = registry.fetch(made.uri, uri=run.uri, into=tmp_path / "got")
+    found = fetch(made.uri, uri=run.uri, into=tmp_path / "got")
     assert (found / "MLmodel").exists()
 
 
 def test_artifacts_of_a_run_are_fetched_by_path(run, encoder, tmp_path):
     connect(run.uri).log_artifacts(run.run_id, str(encoder()), "last/encoder")
-    found = registry.fetch(
-        f"runs:/{run.run_id}/last/encoder", uri=run.uri, into=tmp_path / "folder"
-    )
+    found = fetch(f"runs:/{run.run_id}/last/encoder", uri=run.uri, into=tmp_path / "folder")
     assert (found / "model.safetensors").read_text() == "weights"
     source = f"runs:/{run.run_id}/last/encoder/config.json"
-    file = registry.fetch(source, uri=run.uri, into=tmp_path / "file")
-    assert file == tmp_path / "file/config.json"
+    file = fetch(source, uri=run.uri, into=tmp_path / "file")
+    assert file.name == "config.json" and file.parent.parent == tmp_path / "file"
     assert json.loads(file.read_text()) == {"dim": 3}
 
 
 def test_a_model_that_a_run_logged_is_fetched_by_its_kind(run, encoder, tmp_path):
     for content in ("first", "second"):
         registry.publish(run, encoder(content), kind="probe", name=None, alias=None)
-    found = registry.fetch(f"runs:/{run.run_id}/probe", uri=run.uri, into=tmp_path / "got")
+    found = fetch(f"runs:/{run.run_id}/probe", uri=run.uri, into=tmp_path / "got")
     assert (found / "model.safetensors").read_text() == "second"
 
 
 def test_a_path_is_taken_as_it_is(run, encoder, tmp_path):
     folder = encoder()
-    assert registry.fetch(str(folder), uri=run.uri, into=tmp_path / "got") == folder
+    assert fetch(str(folder), uri=run.uri, into=tmp_path / "got") == folder
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        registry.fetch(str(tmp_path / "nowhere"), uri=run.uri, into=tmp_path / "got")
+        fetch(str(tmp_path / "nowhere"), uri=run.uri, into=tmp_path / "got")
 
 
 def test_a_name_that_does_not_exist_lists_those_that_do(run, encoder, tmp_path):
     registry.register_encoder(run, encoder(), name="expressions")
     with pytest.raises(StoreError) as caught:
-        registry.fetch("models:/expresions@champion", uri=run.uri, into=tmp_path / "got")
+        fetch("models:/expresions@champion", uri=run.uri, into=tmp_path / "got")
     message = str(caught.value)
     assert "no model 'expresions'" in message
     assert "Did you mean 'expressions'?" in message
@@ -122,9 +120,9 @@ def test_a_name_that_does_not_exist_lists_those_that_do(run, encoder, tmp_path):
 def test_an_alias_or_version_that_does_not_exist_lists_those_that_do(run, encoder, tmp_path):
     registry.register_encoder(run, encoder(), name="listed", alias="tested")
     with pytest.raises(StoreError, match=r"no alias @champion; it has @tested \(version 1\)"):
-        registry.fetch("models:/listed@champion", uri=run.uri, into=tmp_path / "got")
+        fetch("models:/listed@champion", uri=run.uri, into=tmp_path / "got")
     with pytest.raises(StoreError, match="no version 3; it has 1"):
-        registry.fetch("models:/listed/3", uri=run.uri, into=tmp_path / "got")
+        fetch("models:/listed/3", uri=run.uri, into=tmp_path / "got")
 
 
 @pytest.mark.parametrize(
@@ -132,21 +130,21 @@ def test_an_alias_or_version_that_does_not_exist_lists_those_that_do(run, encode
 )
 def test_a_malformed_reference_shows_the_form(run, tmp_path, reference):
     with pytest.raises(StoreError, match="models:/NAME@ALIAS"):
-        registry.fetch(reference, uri=run.uri, into=tmp_path / "got")
+        fetch(reference, uri=run.uri, into=tmp_path / "got")
 
 
 def test_a_run_or_artifact_that_does_not_exist_is_named(run, tmp_path):
     with pytest.raises(StoreError, match="runs:/0123/encoder is not in"):
-        registry.fetch("runs:/0123/encoder", uri=run.uri, into=tmp_path / "got")
+        fetch("runs:/0123/encoder", uri=run.uri, into=tmp_path / "got")
     with pytest.raises(StoreError, match="nothing cannot be fetched"):
-        registry.fetch(f"runs:/{run.run_id}/nothing", uri=run.uri, into=tmp_path / "got")
+        fetch(f"runs:/{run.run_id}/nothing", uri=run.uri, into=tmp_path / "got")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_store_that_does_not_exist_is_named_and_not_made(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     with pytest.raises(StoreError, match="no MLflow store at sqlite"):
-        registry.fetch("models:/faces@champion", uri=uri, into=tmp_path / "got")
+        fetch("models:/faces@champion", uri=uri, into=tmp_path / "got")
     assert not list(tmp_path.iterdir())
 
 
@@ -187,12 +185,15 @@ def test_an_upload_that_fails_leaves_no_version(run, encoder, monkeypatch):
         registry.resolve("models:/unfinished@champion", uri=run.uri)
 
 
-def test_fetching_replaces_what_an_earlier_fetch_left(run, encoder, tmp_path):
+def test_what_was_fetched_stays_as_it_is_for_the_job_that_reads_it(run, encoder, tmp_path):
+    """Another job, refused a moment later, put its own weights in the place of a running one's."""
     registry.register_encoder(run, encoder("first"), name="again", alias="champion")
-    registry.fetch("models:/again@champion", uri=run.uri, into=tmp_path / "got")
-    (tmp_path / "got/stray").write_text("old")
+    reading = fetch("models:/again@champion", uri=run.uri, into=tmp_path / "got")
+    inode = (reading / "model.safetensors").stat().st_ino
     registry.register_encoder(run, encoder("second"), name="again", alias="champion")
-    found = registry.fetch("models:/again@champion", uri=run.uri, into=tmp_path / "got")
-    assert (found / "model.safetensors").read_text() == "second"
-    assert not (found / "stray").exists()
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    other = fetch("models:/again@champion", uri=run.uri, into=tmp_path / "got")
+    assert (other / "model.safetensors").read_text() == "second"
+    assert (reading / "model.safetensors").read_text() == "first"
+    assert fetch("models:/again/1", uri=run.uri, into=tmp_path / "got") == reading
+    assert (reading / "model.safetensors").stat().st_ino == inode, "the same content stays"
+    assert {p.name for p in tmp_path.iterdir()} == {"encoder", "got"}

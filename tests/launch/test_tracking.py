@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 
+from launch.fetching import fetch
 from launch.outbox import Outbox
 from launch.provenance import provenance, source_hash, source_revision
 from launch.record import closing_run, continue_run, create_run, remember
-from launch.registry import fetch, register_encoder
+from launch.registry import register_encoder
 from launch.store import StoreError, connect, store_uri
 from launch.tracking import RunHandle, SilentTracker, Tracker, TrackingConfig, latest
 
