@@ -21,6 +21,7 @@ from launch.checkpoint import fp32_state
 from launch.cluster import WorkerContext
 from launch.engine import evaluate
 from launch.task import Tracker
+from mira.weights import restore
 from shards.ledger import Ledger
 from shards.presence import Lost
 from shards.reader import Collection
@@ -77,16 +78,24 @@ class Best:
 
         return measure
 
-    def forget(self) -> None:
-        """A run that starts from the beginning does not compete with the one that was here."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def resume(self, *, anew: bool) -> None:
+        """Take up what is here; a run that starts `anew` does not compete with it."""
+        restore(self.folder)
+        if anew:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def score(self) -> float | None:
         """The best figure so far, of the split and the figure that pick now; None before the
-        first."""
+        first. ValueError where it cannot be read."""
         origin = self.folder / "provenance.json"
-        record = json.loads(origin.read_text()) if origin.is_file() else {}
-        return record["score"] if record.get("selection") == self._rule else None
+        try:
+            record = json.loads(origin.read_text()) if origin.is_file() else {}
+            return record["score"] if record.get("selection") == self._rule else None
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{origin} is damaged ({error!r}): remove {self.folder} and give the same command "
+                "again; the best of the steps to come is then kept"
+            ) from error
 
     def write(
         self, folder: Path, task: ClassifyTask, step: int, *, selection: str, score=None

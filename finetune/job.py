@@ -26,6 +26,7 @@ from finetune.history import record_of
 from finetune.models import build as build_network
 from finetune.models import start
 from finetune.models.configs import identity as network_identity
+from finetune.predictor import Predictor
 from finetune.predictor_config import other_crops
 from finetune.predictor_package import package
 from finetune.recipes import RECIPES, FinetuneConfig
@@ -115,8 +116,8 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         best = Best(config, output / "best", probe.labels, payload["origin"], lost=payload["lost"])
         ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
         checkpoints = checkpoints_of(config, probe.labels, payload["origin"])
-        if context.rank == 0 and checkpoints.latest() is None:
-            best.forget()
+        if context.rank == 0:
+            best.resume(anew=checkpoints.latest() is None)
         summary = fit(
             task,
             lambda step: Known(
@@ -197,7 +198,10 @@ def checkpoints_of(
 def publish(
     config: FinetuneConfig, handle: RunHandle, output: Path, summary: dict[str, Any]
 ) -> dict[str, Any]:
-    """Log the selected model, and register it where a name was given for it."""
+    """Log the selected model, and register it where a name was given for it; it must load.
+
+    Raises ValueError where it does not.
+    """
     try:
         packed = package(summary["predictor"], output / "model")
     except Exception as error:  # a full disk comes as it is, or inside an error of MLflow
@@ -209,6 +213,7 @@ def publish(
             f"{output / 'model'} could not be written ({first}); free some space and give the same "
             "command again: the training is finished and kept"
         ) from error
+    Predictor.load(packed, device="cpu")  # before an alias leads anybody to it
     version = register_predictor(
         handle,
         packed,

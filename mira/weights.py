@@ -6,6 +6,7 @@ key names of others are in `layouts.py`, copying into a model is in `loading.py`
 
 import argparse
 import errno
+import glob
 import json
 import os
 import pickle
@@ -83,14 +84,15 @@ def save_artifact(
 ) -> Path:
     """Write an artifact folder: `model.safetensors`, `config.json`, `provenance.json`.
 
-    Written aside and renamed, so that a folder of this name is always complete; one that exists is
-    replaced.
+    Written aside, through to the disk, and renamed, so that a folder of this name is always
+    complete; one that exists is replaced. What a killed writer left is cleared (`restore`).
 
     Args:
         config, provenance: of JSON types only.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    restore(folder)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     metadata = {"format": "pt", "schema": SCHEMA}
     try:
@@ -99,7 +101,9 @@ def save_artifact(
         for name, data in (("config", config), ("provenance", provenance)):
             text = json.dumps(data, indent=2, allow_nan=False, sort_keys=True)
             (aside / f"{name}.json").write_text(text + "\n")
+        _through(*aside.iterdir(), aside)
         _swap(aside, folder)
+        _through(folder.parent)
     except (OSError, SafetensorError) as error:
         # With its number kept, nobody takes a full disk for a hiccup worth another try.
         raise OSError(
@@ -123,6 +127,36 @@ def _swap(aside: Path, folder: Path) -> None:
             replaced.rename(folder)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def restore(folder: str | Path) -> None:
+    """Put right what a `save_artifact` that was killed left beside `folder`.
+
+    Where it died between its two renames the new folder, complete by then, takes its place; all
+    else goes. Not for a folder that another process is writing.
+    """
+    folder = Path(folder)
+    left = f".{glob.escape(folder.name)}.*"
+    for replaced in folder.parent.glob(f"{left}.replaced"):
+        aside = replaced.with_suffix(".partial")
+        if not folder.exists():
+            (aside if aside.is_dir() else replaced).rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    for aside in folder.parent.glob(f"{left}.partial"):
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _through(*paths: Path) -> None:
+    """fsync files and folders; some network file systems cannot for folders, and need not."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+                raise
+        finally:
+            os.close(handle)
 
 
 def load_artifact(folder: str | Path) -> Artifact:

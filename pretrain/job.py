@@ -19,8 +19,10 @@ from launch.engine import evaluate, fit
 from launch.job import agreement, attached, command, drive, summarise
 from launch.task import Tracker
 from launch.tracking import RunHandle
+from mira.encoder import Encoder, EncoderConfig
+from mira.loading import load_weights
 from mira.tubelets import normalise
-from mira.weights import save_artifact
+from mira.weights import load_artifact, save_artifact
 from pretrain.masking import tube_mask
 from pretrain.model import VideoMAE
 from pretrain.pictures import reconstruction_strip
@@ -221,7 +223,12 @@ def save_encoder(
 def publish(
     config: PretrainConfig, handle: RunHandle, output: Path, summary: dict[str, Any]
 ) -> dict[str, Any]:
-    """Log the encoder with its run, and register it where a name was given for it."""
+    """Log the encoder with its run, and register it where a name was given for it; it must load.
+
+    Raises ValueError where it does not.
+    """
+    saved = load_artifact(output / "encoder")  # before an alias leads anybody to it
+    load_weights(Encoder(from_dict(EncoderConfig, saved.config)), saved.state_dict)
     version = registry.publish(
         handle,
         output / "encoder",

@@ -3,6 +3,7 @@ comes from."""
 
 import io
 import json
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from finetune.feeding import settle
 from finetune.predictor import Predictor
 from finetune.recipes import RECIPES
 from launch.fetching import fetch
+from launch.registry import resolve
 from launch.store import connect
+from launch.tracking import RunHandle
 from mira.weights import load_artifact
 from shards.augment import AugmentConfig
 from shards.index import index_shard
@@ -129,6 +132,39 @@ def test_the_registered_model_is_the_one_that_was_selected(whole, uri, tmp_path)
     [inner] = (fetched / "artifacts").iterdir()
     assert same(inner, Path(whole["predictor"]))
     assert connect(uri).get_run(whole["run_id"]).info.status == "FINISHED"
+
+
+def test_a_model_that_does_not_load_is_not_published(place, uri, whole):
+    """A crash of the machine may leave a file of the right size and of zeros."""
+    output = place / "crashed"
+    shutil.copytree(whole["predictor"], output / "best")
+    weights = output / "best/model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    config = finetuning(place / "shards", output, uri)
+    config = replace(config, tracking=replace(config.tracking, register="stripes"))
+    handle = RunHandle(uri, whole["run_id"])
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        job.publish(config, handle, output, {"predictor": str(output / "best")})
+    assert resolve("models:/stripes@champion", uri=uri) == "models:/stripes/1"
+    assert resolve("models:/stripes/latest", uri=uri) == "models:/stripes/1"
+
+
+def test_a_damaged_record_of_the_best_step_is_named(place, whole, tmp_path):
+    shutil.copytree(whole["predictor"], tmp_path / "best")
+    (tmp_path / "best/provenance.json").write_text("")
+    config = settle(finetuning(place / "shards", tmp_path, ""))
+    best = Best(config, tmp_path / "best", LABELS, {})
+    with pytest.raises(ValueError, match=r"best/provenance\.json is damaged.*remove"):
+        best.score()
+
+
+def test_the_best_step_survives_a_kill_between_two_renames(place, uri, whole):
+    config = noisy(finetuning(place / "shards", place / "killed", uri, base_lr=0.5))
+    run_until(5, job, config)
+    (place / "killed/best").rename(place / "killed/.best.77.replaced")
+    job.run(config)
+    assert same(place / "killed/best", place / "whole/best")
+    assert not list((place / "killed").glob(".best*"))
 
 
 def test_an_interrupted_run_ends_with_the_same_bits_and_the_same_best(place, uri, whole):

@@ -3,6 +3,8 @@
 import argparse
 import os
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from finetune.models import Classifier
 from mira.encoder import Encoder, EncoderConfig
 from mira.layouts import canonical, to_hugging_face
 from mira.loading import CheckpointError, load_weights
-from mira.weights import load_artifact, load_public, save_artifact, save_public
+from mira.weights import load_artifact, load_public, restore, save_artifact, save_public
 from pretrain.model import DecoderConfig, VideoMAE
 
 SMALL = EncoderConfig(image_size=32, patch_size=8, frames=8, dim=24, depth=2, heads=3)
@@ -44,6 +46,40 @@ def test_an_artifact_comes_back_as_it_was_written(tmp_path):
     same(found.state_dict, state)
     assert (found.config, found.provenance) == (config, provenance)
     assert os.listdir(tmp_path / "new") == ["encoder"]
+
+
+def test_an_artifact_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """A crash of the machine left files of zeros under the right names."""
+    synced = []
+
+    def fsync(handle, sync=os.fsync):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        named.append((tmp_path / "encoder").exists())
+        sync(handle)
+
+    named: list[bool] = []
+    monkeypatch.setattr(os, "fsync", fsync)
+    save_artifact(tmp_path / "encoder", randomised(Encoder(SMALL)).state_dict(), {}, {})
+    files = {"config.json", "model.safetensors", "provenance.json"}
+    assert set(synced[:3]) == files and synced[3].endswith(".partial")
+    assert synced[4:] == [tmp_path.name]
+    assert named == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize("died", ["while writing", "between the renames", "before the last rename"])
+def test_what_a_killed_write_left_is_put_right(died, tmp_path):
+    state = randomised(Encoder(SMALL)).state_dict()
+    save_artifact(tmp_path / "new", state, {"v": 2}, {})
+    save_artifact(tmp_path / "best", state, {"v": 1}, {})
+    aside, replaced = (tmp_path / f".best.77.{end}" for end in ("partial", "replaced"))
+    (tmp_path / "new").rename(aside)
+    if died != "while writing":
+        (tmp_path / "best").rename(replaced)
+    if died == "before the last rename":  # of a writer that went back to the old folder
+        shutil.rmtree(aside)
+    restore(tmp_path / "best")
+    assert load_artifact(tmp_path / "best").config == {"v": 2 if "renames" in died else 1}
+    assert os.listdir(tmp_path) == ["best"]
 
 
 def test_a_failed_write_leaves_the_old_artifact_and_nothing_half_written(tmp_path):

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch.registry import resolve
 from launch.store import connect
+from launch.tracking import RunHandle
 from mira import MiraConstants
 from mira.encoder import Encoder, EncoderConfig
 from mira.loading import load_weights
@@ -92,6 +94,19 @@ def test_a_run_is_recorded_with_figures_pictures_and_its_model(whole, uri):
     version = client.get_model_version_by_alias("stripes-encoder", "champion")
     assert version.run_id == whole["run_id"]
     assert whole["model"] == "models:/stripes-encoder/1"
+
+
+def test_an_encoder_that_does_not_load_is_not_published(place, uri, whole):
+    """A crash of the machine may leave a file of the right size and of zeros."""
+    output = place / "crashed"
+    shutil.copytree(whole["encoder"], output / "encoder")
+    file = output / "encoder/model.safetensors"
+    file.write_bytes(bytes(file.stat().st_size))
+    config = pretraining(place / "shards", output, uri)
+    config = replace(config, tracking=replace(config.tracking, register="stripes-encoder"))
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        job.publish(config, RunHandle(uri, whole["run_id"]), output, {})
+    assert resolve("models:/stripes-encoder/latest", uri=uri) == "models:/stripes-encoder/1"
 
 
 def test_files_are_looked_at_once_by_the_driver_alone(place, uri, monkeypatch):
