@@ -194,7 +194,7 @@ def _version(name: str) -> str:
 def _signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import AnyType, Array, Map
+    from mlflow.types.schema import Array, Map
 
     text, number, numbers = DataType.string, DataType.double, Array(DataType.double)
     optional = {"label": text, "probability": number, "probabilities": Map(number)}
@@ -204,8 +204,8 @@ def _signature() -> Any:
     answers: list[Any] = [ColSpec(text, "video")]
     answers += [ColSpec(numbers, name) for name in ("times", "importance", "box")]
     answers += [ColSpec(kind, name, required=False) for name, kind in optional.items()]
+    # Without inputs: MLflow would take lists for a table that lacks names, or drop named columns.
     return ModelSignature(
-        inputs=Schema([ColSpec(AnyType())]),  # unnamed: a list of videos is one column, too
         outputs=Schema(answers),
         params=ParamSchema(
             [

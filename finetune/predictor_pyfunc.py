@@ -6,11 +6,13 @@ is `predictor.py`, shipped beside it; whether that is what runs is checked here.
 
 import base64
 import binascii
+import os
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
@@ -40,6 +42,7 @@ from finetune.prediction import Prediction
 from finetune.predictor import Marks, Predictor, Video
 
 EMBEDDED = "data:"  # data:video/mp4;base64,… as in RFC 2397
+MOMENTS = ("onset", "apex")
 
 
 class ExpressionModel(PythonModel):
@@ -51,23 +54,28 @@ class ExpressionModel(PythonModel):
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride] (declared as -> None there)
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict | None = None
     ) -> list[dict[str, Any]]:
-        """Answer.
+        """Answer. (MLflow hands over any form, and warns of any other annotation than a table's.)
 
         Args:
-            model_input: column `video`, or a single column: paths on this machine, bytes of files,
-                or "data:video/mp4;base64,…".
+            model_input: videos: paths on this machine, bytes of files, or
+                "data:video/mp4;base64,…"; one, a list, or a table with the column `video` or a
+                single column. A table may have the columns `onset` and `apex`: seconds into each
+                video, for networks that look at these, both or neither (empty), in which case they
+                are spotted.
             params: `pictures`: whether to add a PNG of the frames (base64) to each answer; `onset`
-                and `apex`: seconds into the videos, for networks that look at these, both or
-                neither (negative), in which case they are spotted; `detector_model`: the file, on
+                and `apex` of a single video, neither if negative; `detector_model`: the file, on
                 this machine, of the detector that cropped the training clips.
 
         Returns:
             `finetune.predictor.Prediction` as JSON values, in the order of the rows.
+
+        Raises:
+            ValueError: other columns, one of onset and apex, or one pair for several videos.
         """
         params = params or {}
-        pictures, marks = bool(params.get("pictures")), _marks(params)
-        predictor = self._predictor(params.get("detector_model"))
-        return [_answer(predictor, given, pictures, marks) for given in _column(model_input)]
+        asked = _asked(model_input, _marks(params.get("onset"), params.get("apex")))
+        predictor, pictures = self._predictor(params.get("detector_model")), params.get("pictures")
+        return [_answer(predictor, given, bool(pictures), marks) for given, marks in asked]
 
     def _predictor(self, detector_model: str | None) -> Predictor:
         known = self.predictor
@@ -78,7 +86,7 @@ class ExpressionModel(PythonModel):
 
 
 def _answer(
-    predictor: Predictor, given: Video, pictures: bool, marks: Marks | None
+    predictor: Predictor, given: Any, pictures: bool, marks: Marks | None
 ) -> dict[str, Any]:
     try:
         video = _decoded(given)
@@ -87,25 +95,57 @@ def _answer(
     return _json(next(predictor.predict([video], pictures=pictures, marks=marks)))
 
 
-def _marks(params: dict[str, Any]) -> Marks | None:
-    """Onset and apex, where both are told."""
-    onset, apex = (float(params.get(name, -1.0)) for name in ("onset", "apex"))
-    if (onset < 0) != (apex < 0):
-        raise ValueError("params tell one of onset and apex: tell both in seconds, or neither")
-    return None if onset < 0 else (onset, apex)
-
-
-def _column(table: pd.DataFrame) -> list[Video]:
-    if "video" not in table and len(table.columns) != 1:
+def _asked(given: Any, marks: Marks | None) -> list[tuple[Any, Marks | None]]:
+    """Each video with its onset and apex: those of its row, or `marks`, of a single one."""
+    columns = _columns(given)
+    if "video" not in columns or not set(columns) <= {"video", *MOMENTS}:
         raise ValueError(
-            f"the table has columns {list(table.columns)}; pass the videos in a column `video`"
+            f"the table has the columns {', '.join(columns)}; pass the videos in a column `video`, "
+            "what is known of them in `onset` and `apex`, and nothing else"
         )
-    cells = table["video"] if "video" in table else table.iloc[:, 0]
-    # {"video": [a, b]} arrives as one cell that holds the list.
-    return [v for cell in cells for v in (cell if isinstance(cell, list | tuple) else [cell])]
+    videos = columns["video"]
+    if marks is not None and len(videos) > 1:
+        raise ValueError(
+            f"params tell the onset and apex of one video, and {len(videos)} are asked about: tell "
+            "them in columns `onset` and `apex` of the table"
+        )
+    empty = [None] * len(videos)
+    rows = zip(videos, *(columns.get(name, empty) for name in MOMENTS), strict=True)
+    return [(video, _marks(onset, apex) or marks) for video, onset, apex in rows]
 
 
-def _decoded(given: Video) -> Video:
+def _columns(given: Any) -> dict[str, list[Any]]:
+    """What was handed over, as columns by name. Videos stay out of pandas where they came without
+    it: it takes no names that are not UTF-8."""
+    if isinstance(given, np.ndarray) and given.ndim > 1:
+        given = pd.DataFrame(given)
+    if isinstance(given, list) and given and isinstance(given[0], dict):
+        given = pd.DataFrame(given)
+    if isinstance(given, pd.DataFrame | dict):
+        named = {str(name): _cells(given[name]) for name in given}
+        return {"video": next(iter(named.values()))} if len(named) == 1 else named
+    return {"video": _cells(given)}
+
+
+def _cells(column: Any) -> list[Any]:
+    """The cells of a column, or a single one; a cell that holds a list is as many."""
+    if isinstance(column, np.ndarray | pd.Series):
+        column = column.tolist()
+    if not isinstance(column, list | tuple):
+        return [column]
+    return [v for cell in column for v in (cell if isinstance(cell, list | tuple) else [cell])]
+
+
+def _marks(onset: Any, apex: Any) -> Marks | None:
+    """Onset and apex, where both are told."""
+    known = [float(told) for told in (onset, apex) if not pd.isna(told) and float(told) >= 0]
+    if len(known) == 1:
+        raise ValueError("one of onset and apex is told: tell both in seconds, or neither")
+    return (known[0], known[1]) if known else None
+
+
+def _decoded(given: Any) -> Video:
+    given = os.fspath(given) if isinstance(given, os.PathLike) else given
     if not isinstance(given, str | bytes):
         raise ValueError(f"is a {type(given).__name__}, not a path, bytes or base64 data")
     if isinstance(given, str) and given.startswith(EMBEDDED):

@@ -421,11 +421,54 @@ def test_the_entry_point_takes_any_table_and_any_cell(saved, videos):
     expected = ask_model({"video": videos})
     assert None not in expected
     assert ask_model(videos) == expected
-    assert ask_model({"video": videos, "subject": ["a", "b"]}) == expected
-    assert ask_model({"video": [videos]}) == expected  # a dict of a list, as MLflow hands it on
+    assert ask_model({"video": videos, "onset": [None, float("nan")]}) == expected
+    assert ask_model({"video": [videos]}) == expected  # a cell that holds a list
     assert ask_model({"video": [videos[0], float("nan")]}) == [expected[0], None]
     with pytest.raises(ValueError, match="column `video`"):
         ask_model({"a": videos, "b": videos})
+    with pytest.raises(ValueError, match="columns video, subject; .*nothing else"):
+        ask_model({"video": videos, "subject": ["a", "b"]})
+
+
+@pytest.fixture(scope="module")
+def loaded(packed):
+    """As `mlflow.pyfunc` hands questions on; this process runs the very code that was packed."""
+    import mlflow.pyfunc
+
+    return mlflow.pyfunc.load_model(str(packed))
+
+
+def test_videos_are_taken_in_any_form(loaded, videos):
+    expected = [answer["label"] for answer in loaded.predict(videos)]
+    forms = [
+        tuple(videos),
+        [Path(video) for video in videos],
+        [Path(video).read_bytes() for video in videos],
+        np.array(videos),
+        np.array(videos)[:, None],
+        pd.Series(videos, index=[5, 6]),
+        {"video": videos},
+        [{"video": video} for video in videos],
+        pd.DataFrame({"path": videos}),
+    ]
+    for form in forms:
+        assert [answer["label"] for answer in loaded.predict(form)] == expected, form
+    assert loaded.predict(Path(videos[0]))[0]["label"] == expected[0]
+    assert loaded.predict([]) == []
+    with pytest.raises(ValueError, match="2-d"):
+        loaded.predict(np.zeros((1, 8, 32, 32, 3), np.uint8))
+
+
+def test_onset_and_apex_are_told_row_by_row(loaded, videos):
+    """They were dropped in silence, and as params held for every row."""
+    table = {"video": [*videos, videos[0]], "onset": [0.1, 0.2, None], "apex": [0.5, 0.6, None]}
+    for form in (table, pd.DataFrame(table)):
+        refused = ["does not look at them" in (a["reason"] or "") for a in loaded.predict(form)]
+        assert refused == [True, True, False]
+    with pytest.raises(ValueError, match="of one video, and 2 are asked about: .* columns"):
+        loaded.predict(videos, params={"onset": 0.1, "apex": 0.5})
+    with pytest.raises(ValueError, match="one of onset and apex is told"):
+        loaded.predict({"video": videos, "onset": [0.1, 0.2]})
 
 
 @pytest.mark.slow

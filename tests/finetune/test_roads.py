@@ -4,7 +4,9 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from finetune.losses import LossesConfig
 from finetune.outputs import HeadsConfig
 from finetune.predictor import Predictor
 from finetune.predictor_package import predict_videos
+from finetune.predictor_pyfunc import ExpressionModel
 from launch.cluster import ClusterConfig
 from launch.store import connect
 from launch.tracking import TrackingConfig
@@ -107,6 +110,11 @@ def test_the_packaged_model_answers_in_a_process_of_its_own(name, place, video):
     assert alone.units == pytest.approx(here.units or None, abs=1e-5)
     [spotted] = Predictor.load(packed, device="cpu").predict([video])
     assert spotted.onset == 0.0 and 0 < spotted.apex < 12 / 25
+    entry = ExpressionModel()
+    entry.load_context(SimpleNamespace(artifacts={"predictor": str(packed)}))
+    table = pd.DataFrame({"video": [video] * 2, "onset": [0.0, None], "apex": [0.2, None]})
+    by_row = [(a["apex"], a["apex_source"]) for a in entry.predict(None, table)]
+    assert by_row == [(0.2, "given"), (spotted.apex, "spotted")]
     [outside] = Predictor.load(packed, device="cpu").predict([video], marks=(0.2, 9.0))
     assert "onset 0.2 s and apex 9.0 s" in outside.reason and "spotted" in outside.action
 
