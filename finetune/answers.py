@@ -21,7 +21,7 @@ from launch.config import parse_one, to_dict
 from launch.fetching import fetch
 from launch.job import command, write_json
 from launch.provenance import provenance
-from launch.record import closing_run, create_run
+from launch.record import closing_run, create_run, printable
 from launch.store import store_uri
 from launch.tracking import SilentTracker, Tracker, TrackingConfig
 
@@ -124,22 +124,25 @@ def ask(
     tracker: Tracker | SilentTracker,
     **how: Any,
 ) -> list[Prediction]:
-    """All answers; each is printed when it is known, its picture kept here and in MLflow.
+    """All answers; each is printed when it is known, its picture kept here and in MLflow. Those
+    that were given are written down however the asking ends.
 
     Args:
         how: see `stream_predictions`.
     """
-    answers = []
-    for answer in stream_predictions(model, videos, pictures=True, **how):
-        show(answer)
-        if answer.picture is not None:
-            name = f"{len(answers):03d}_{Path(answer.video).stem}"
-            (out / f"{name}.png").write_bytes(answer.picture)
-            tracker.figure(name, answer.picture)
-        answers.append(answer)
-    write_json(out / "predictions.json", [plain(answer) for answer in answers])
-    tracker.log_file(str(out / "predictions.json"))
-    tracker.close()
+    answers: list[Prediction] = []
+    try:
+        for answer in stream_predictions(model, videos, pictures=True, **how):
+            answers.append(answer)
+            show(answer)
+            if answer.picture is not None:
+                name = f"{len(answers) - 1:03d}_{Path(answer.video).stem}"
+                (out / f"{name}.png").write_bytes(answer.picture)
+                tracker.figure(printable(name), answer.picture)
+    finally:
+        write_json(out / "predictions.json", [plain(answer) for answer in answers])
+        tracker.log_file(str(out / "predictions.json"))
+        tracker.close()
     return answers
 
 
@@ -148,7 +151,7 @@ def show(answer: Prediction) -> None:
     if answer.reason is not None:
         print(f"{answer.video}: {answer.reason}; {answer.action}", file=sys.stderr)
         return
-    print(f"{answer.video}: {'; '.join(told(answer))}")
+    print(printable(f"{answer.video}: {'; '.join(told(answer))}"))
 
 
 def told(answer: Prediction) -> list[str]:

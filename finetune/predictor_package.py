@@ -121,13 +121,18 @@ def stream_predictions(
                 json.dump(question, pipe)
         except BrokenPipeError:
             pass  # it ended before it read; why, stands in what it printed
+        answered = 0
         for line in process.stdout:
+            answered += 1
             yield _received(json.loads(line))
         if process.wait():
             printed.seek(0)
             text = printed.read()[-4000:].strip() or f"exit status {process.returncode}"
             reason = text.splitlines()[-1]
-            raise ValueError(f"the model {model} failed: {reason}\nIts process printed:\n{text}")
+            raise ValueError(
+                f"the model {model} failed, with {answered} of {len(videos)} videos answered: "
+                f"{reason}\nIts process printed:\n{text}"
+            )
 
 
 def _process(printed: Any, tracking_uri: str | None) -> subprocess.Popen[str]:

@@ -140,7 +140,7 @@ def end_run(handle: RunHandle, status: str, *, reason: str = "") -> None:
     """Set the final status: FINISHED, FAILED or KILLED; a reason is kept as tag `ended_by`."""
     client = connect(handle.uri)
     if reason:
-        client.set_tag(handle.run_id, "ended_by", reason[:5000])
+        client.set_tag(handle.run_id, "ended_by", printable(reason[:5000]))
     client.set_terminated(handle.run_id, status=status)
 
 
@@ -155,13 +155,18 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def printable(text: str) -> str:
+    """The text with escapes in the place of what is no Unicode, which names of files may hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _log_in_portions(
     client: MlflowClient, run_id: str, *, params: Mapping[str, str], tags: Mapping[str, str]
 ) -> None:
     from mlflow.entities import Param, RunTag
 
-    rows = [(Param(k, v), None) for k, v in params.items()]
-    rows += [(None, RunTag(k, v)) for k, v in tags.items()]
+    rows = [(Param(k, printable(v)), None) for k, v in params.items()]
+    rows += [(None, RunTag(k, printable(v))) for k, v in tags.items()]
     for start in range(0, len(rows), PARAMS_A_CALL):
         portion = rows[start : start + PARAMS_A_CALL]
         client.log_batch(

@@ -396,6 +396,35 @@ def test_a_second_model_with_other_code_is_refused_by_a_process_that_runs_the_fi
     assert "a process of its own" in third
 
 
+def test_what_was_answered_outlives_the_video_that_breaks_the_model(packed, videos, tmp_path):
+    shutil.copytree(packed, tmp_path / "model")
+    entry = tmp_path / "model" / ENTRY.name
+    breaks = '    if str(given).endswith("1.mp4"):\n        os._exit(9)\n    given = os.fspath'
+    entry.write_text(entry.read_text().replace("    given = os.fspath", breaks))
+    asked = PredictConfig(
+        str(tmp_path / "model"), (*videos, videos[0]), out=str(tmp_path / "out"), record=False
+    )
+    with pytest.raises(ValueError, match="failed, with 1 of 3 videos answered: exit status 9"):
+        run_answers(asked)
+    [kept] = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert kept["video"] == videos[0] and kept["label"] in LABELS
+
+
+def test_a_video_whose_name_is_not_utf8_is_answered_and_recorded(packed, videos, tmp_path):
+    name = os.fsdecode(b"caf\xe9.mp4")
+    shutil.copy(videos[0], tmp_path / name)
+    arguments = [str(packed), str(tmp_path / name), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch/predict.py"), *arguments],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert b"caf\\udce9.mp4: " in done.stdout
+    [kept] = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert kept["video"] == str(tmp_path / name) and kept["label"] in LABELS
+
+
 def test_a_model_is_asked_in_a_process_of_its_own(store, predictor, videos, tmp_path):
     (tmp_path / "text.mp4").write_text("not a video")
     given = [videos[0], Path(videos[1]).read_bytes(), str(tmp_path / "text.mp4")]
@@ -541,5 +570,7 @@ def test_a_network_that_does_not_look_at_onset_and_apex_says_so(
 
 
 def test_a_model_that_cannot_be_loaded_says_why(tmp_path):
-    with pytest.raises(ValueError, match="(?s)nothing failed: .*nothing.*Its process printed"):
+    with pytest.raises(
+        ValueError, match="(?s)nothing failed, with 0 of 1 .*nothing.*Its process printed"
+    ):
         list(stream_predictions(tmp_path / "nothing", ["a.mp4"]))
