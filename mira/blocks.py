@@ -154,9 +154,11 @@ class Attention(nn.Module):
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _statistics(self) -> str | MovingAverage:
-        if self.statistics != "batch_ema":
+        if self.statistics == "instance":
             return self.statistics
-        return self._moving_average if self.training else self.eval_statistics
+        if not self.training:
+            return self.eval_statistics
+        return self._moving_average if self.statistics == "batch_ema" else self.statistics
 
     def _moving_average(self, mean: Tensor) -> Tensor:
         return moved_average(self.c_buf, mean.detach())

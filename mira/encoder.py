@@ -51,13 +51,13 @@ class EncoderConfig:
     mira_layers: int | None = None
     """How many of the last blocks use MiRA, the others being plain; None means all."""
     statistics: Statistics = "instance"
-    """Where MiRA's frame statistics come from while training."""
+    """Where MiRA's frame statistics come from while training; instance in evaluation, too."""
     drop_path: float = 0.0
     """Largest rate of dropped residual branches; it grows linearly from 0 with depth."""
     constants: MiraConstants = field(default_factory=MiraConstants)
     """Constants of MiRA."""
     eval_statistics: Literal["instance", "batch"] = "instance"
-    """What batch_ema uses in evaluation; `batch` is as published: clips then affect one another."""
+    """What the others use in evaluation; `batch` is as published: clips then affect one another."""
     layer_norm_eps: float = LAYER_NORM_EPS
     """Added to the variance in every LayerNorm; 1e-6 as published, 1e-5 in MARLIN's weights."""
     checkpoint_blocks: bool = False

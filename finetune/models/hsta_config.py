@@ -48,7 +48,7 @@ class HstaConfig:
     attention: AttentionName = "sdpa"
     """Attention core of the video branch: sdpa (plain), mira_exact, mira_flashlite."""
     statistics: Statistics = "instance"
-    """Where MiRA's frame statistics come from while training."""
+    """Where MiRA's frame statistics come from while training; in evaluation each clip's own."""
     constants: MiraConstants = field(default_factory=MiraConstants)
     """Constants of MiRA."""
     dropout: float = 0.0

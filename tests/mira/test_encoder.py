@@ -102,12 +102,13 @@ def test_a_clip_of_another_shape_is_refused_with_both_shapes():
         small()(torch.randn(2, 3, 8, 40, 32))
 
 
+@pytest.mark.parametrize("statistics", ["batch", "batch_ema"])
 @pytest.mark.parametrize("attention", MIRA)
-def test_evaluation_of_batch_ema_does_not_depend_on_neighbours_unless_asked(attention):
+def test_evaluation_does_not_depend_on_neighbours_unless_asked(attention, statistics):
     x = clips(3)
-    alone = small(attention=attention, statistics="batch_ema").eval()
+    alone = small(attention=attention, statistics=statistics).eval()
     torch.testing.assert_close(alone(x)[:1], alone(x[:1]))
-    published = small(attention=attention, statistics="batch_ema", eval_statistics="batch").eval()
+    published = small(attention=attention, statistics=statistics, eval_statistics="batch").eval()
     assert (published(x)[:1] - published(x[:1])).abs().max() > 1e-6
 
 
