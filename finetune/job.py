@@ -27,7 +27,7 @@ from finetune.models import build as build_network
 from finetune.models import start
 from finetune.models.configs import identity as network_identity
 from finetune.predictor import Predictor
-from finetune.predictor_config import other_crops
+from finetune.predictor_config import artifact_folder, other_crops, weights_of
 from finetune.predictor_package import package
 from finetune.recipes import RECIPES, FinetuneConfig
 from finetune.task import ClassifyTask
@@ -87,8 +87,8 @@ def run(config: FinetuneConfig, *, packed: bool = True) -> dict[str, Any]:
     if config.init is not None:
         uri = store_uri(config.tracking.uri, config.cluster.output)
         local = fetch(config.init, uri=uri, into=Path(config.cluster.output) / "init").absolute()
-        config = replace(config, init=str(local))
-        inputs["init"] = local / "model.safetensors" if local.is_dir() else local
+        config = replace(config, init=str(artifact_folder(local)))
+        inputs["init"] = weights_of(local)
     return drive(
         train,
         config,

@@ -16,7 +16,7 @@ from torch import Tensor
 from finetune.models import NetworkConfig
 from finetune.models.configs import read_config
 from finetune.outputs import Outputs
-from mira.weights import save_artifact
+from mira.weights import save_artifact, weights_file
 from shards.augment import ViewConfig
 from shards.ingest.settings import IngestSettings
 from shards.manifest import Manifest
@@ -142,6 +142,14 @@ def artifact_folder(folder: Path) -> Path:
     """The artifact folder inside a packaged model, or the folder itself."""
     found = sorted((folder / "artifacts").glob("*/model.safetensors"))
     return found[0].parent if found else folder
+
+
+def weights_of(path: Path) -> Path:
+    """The file of weights in such a folder, in one of Hugging Face's, or the file itself.
+
+    Raises FileNotFoundError where a folder holds none.
+    """
+    return weights_file(artifact_folder(path))
 
 
 def _portable(encoder: NetworkConfig) -> NetworkConfig:

@@ -20,9 +20,10 @@ from finetune.inputs import carrying
 from finetune.models.configs import privileged
 from finetune.outputs import Outputs
 from finetune.pictures import confusion_matrix_picture
+from finetune.predictor_config import weights_of
 from finetune.probes.features import FeatureMeter, Features, FeatureTask, joined
 from finetune.probes.figures import probe
-from finetune.probes.networks import Frozen, Sizes, open_network, weights_of
+from finetune.probes.networks import Frozen, Sizes, open_network
 from launch.cluster import ClusterConfig, WorkerContext
 from launch.config import absolute_paths, from_dict, parse_one
 from launch.engine import evaluate

@@ -23,7 +23,7 @@ from mira.cores import AttentionName
 from mira.encoder import Encoder, EncoderConfig
 from mira.layouts import PublicCheckpoint
 from mira.loading import encoder_config, load_weights
-from mira.weights import Artifact, load_artifact, load_public, weights_file
+from mira.weights import Artifact, load_artifact, load_public
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16}
 """Of the published sizes S, B, L and H by their dim; weights do not show it."""
@@ -92,14 +92,6 @@ def open_network(path: str | Path, sizes: Sizes, *, random: int | None = None) -
     else:
         network = _pretrained(artifact, sizes, load=load)
     return network.eval().requires_grad_(False)
-
-
-def weights_of(path: Path) -> Path:
-    """The file that `open_network` reads its weights from, for provenance.
-
-    Raises FileNotFoundError where a folder holds none.
-    """
-    return weights_file(artifact_folder(path))
 
 
 def _fine_tuned(folder: Path, sizes: Sizes, *, load: bool) -> Frozen:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import FinetuneConfig
+from finetune.predictor_config import artifact_folder, weights_of
 from finetune.protocols import build, labelled
 from finetune.recipes import RECIPES
 from finetune.study.cohort import open_folders, read_clips
@@ -77,7 +78,7 @@ def run(config: StudyConfig) -> dict[str, Any]:
         splits, seed = hashes_of(tables), config.finetune.run.seed
         config = with_init(config)
         if config.finetune.init is not None:
-            inputs["init"] = _weights(Path(config.finetune.init))
+            inputs["init"] = weights_of(Path(config.finetune.init))
         origin = provenance(seed=seed, inputs=inputs)
         if config.finetune.init is not None:
             init, allowed = Path(config.finetune.init), config.allow_trained_init
@@ -147,7 +148,7 @@ def with_init(config: StudyConfig) -> StudyConfig:
         return config
     uri = store_uri(theirs.tracking.uri, config.out)
     local = fetch(theirs.init, uri=uri, into=out / "init").absolute()
-    return replace(config, finetune=replace(theirs, init=str(local)))
+    return replace(config, finetune=replace(theirs, init=str(artifact_folder(local))))
 
 
 def open_record(config: StudyConfig, origin: Mapping[str, str]) -> RunHandle:
@@ -234,7 +235,3 @@ def _check_drawn(made: Protocol, shards: Sequence[str]) -> None:
 def _validation(config: StudyConfig) -> dict[str, float]:
     """Nothing is held out where nothing is picked on it."""
     return {"validation_share": 0.0} if config.select_last or config.select_on_test else {}
-
-
-def _weights(init: Path) -> Path:
-    return init / "model.safetensors" if init.is_dir() else init

@@ -1,6 +1,7 @@
 """Whole fine-tunings of a toy: what they leave, which step is kept, exact resume, where the encoder
 comes from."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -324,3 +325,18 @@ def test_a_damaged_validation_clip_is_written_down_too(tmp_path, uri):
     summary = job.run(config)
     assert summary["metrics"]["test/unread"] == 1 and summary["metrics"]["test/clips"] == 2
     assert {line["key"] for line in ledger(tmp_path / "out")} == {"s0_4"}
+
+
+@pytest.mark.parametrize("kind", ["registered", "public"])
+def test_weights_that_lie_elsewhere_in_a_folder_start_it(kind, place, uri, whole):
+    """Of a registered model in its artifacts, of Hugging Face's folders in pytorch_model.bin."""
+    init, weights = "models:/stripes@champion", place / "whole/best/model.safetensors"
+    if kind == "public":
+        init, weights = str(place / "public"), place / "public/pytorch_model.bin"
+        weights.parent.mkdir()
+        torch.save(load_artifact(whole["predictor"]).state_dict, weights)
+    config = finetuning(place / "shards", place / f"from_{kind}", uri, steps=1)
+    job.run(replace(config, init=init))
+    origin = load_artifact(place / f"from_{kind}/last").provenance
+    assert origin["input.init.sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert job.run(replace(config, init=init))["resumed_from"] == 1
