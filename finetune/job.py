@@ -217,6 +217,7 @@ def publish(
     version = register_predictor(
         handle,
         packed,
+        weights=weights_of(packed),
         name=config.tracking.register,
         alias=config.tracking.alias,
         tags=tags_of(record_of(Path(summary["predictor"]))),

@@ -8,6 +8,7 @@ MLflow 3, linked to the run that made it.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.tracking import MlflowClient
 
+WEIGHTS = "weights.sha256"  # tag of a version, set when all else of it is done
 LISTED = 20  # names, at most, in a message about one that does not exist
 
 
@@ -48,13 +50,15 @@ def register_encoder(
         StoreError: see `publish`.
     """
     _require(Path(folder), "model.safetensors", "the folder that the training wrote")
-    return publish(run, folder, kind="encoder", name=name, alias=alias)
+    weights = Path(folder, "model.safetensors")
+    return publish(run, folder, kind="encoder", weights=weights, name=name, alias=alias)
 
 
 def register_predictor(
     run: RunHandle,
     folder: str | Path,
     *,
+    weights: Path,
     name: str | None,
     alias: str | None = None,
     tags: Mapping[str, str] | None = None,
@@ -63,6 +67,7 @@ def register_predictor(
 
     Args:
         folder: written by `finetune.predictor_package.package`.
+        weights: see `publish`.
         name: in the registry; None logs the model with its run only.
         tags: what whoever finds it there must know.
 
@@ -71,7 +76,8 @@ def register_predictor(
         StoreError: see `publish`.
     """
     _require(Path(folder), "MLmodel", "what finetune.predictor_package.package wrote")
-    return publish(run, folder, kind="predictor", name=name, alias=alias, tags=tags)
+    how = {"kind": "predictor", "weights": weights, "tags": tags}
+    return publish(run, folder, name=name, alias=alias, **how)
 
 
 def publish(
@@ -79,19 +85,27 @@ def publish(
     folder: str | Path,
     *,
     kind: str,
+    weights: Path,
     name: str | None,
     alias: str | None,
     tags: Mapping[str, str] | None = None,
 ) -> Published:
     """Log a folder as a model of a run, register it under `name`, and point `alias` at it.
 
-    The version appears only when everything is uploaded.
+    The version appears only when everything is uploaded. One that this run published before, with
+    the same weights, is returned as it is: its alias may have been moved since, on purpose.
+
+    Args:
+        weights: the file whose content tells.
 
     Raises:
         StoreError: the name or alias is not one that MLflow takes.
     """
     check_names(name, alias)
     client, tags = connect(run.uri), {"kind": kind, **(tags or {})}
+    digest = _sha256(weights)
+    if name is not None and (known := _published(client, run.run_id, name, digest)):
+        return Published(f"models:/{name}/{known}", name, known, None)
     model = _log_model(client, run, Path(folder), kind=kind, tags=tags)
     if name is None:
         return Published(model.model_uri, None, None, None)
@@ -102,6 +116,7 @@ def publish(
     version = int(made.version)
     if alias is not None:
         client.set_registered_model_alias(name, alias, str(version))
+    client.set_model_version_tag(name, str(version), WEIGHTS, digest)
     return Published(f"models:/{name}/{version}", name, version, alias)
 
 
@@ -121,6 +136,17 @@ def resolve(reference: str, *, uri: str) -> str:
     if version is None and alias is None:
         return reference  # models:/m-…: a model by its identity
     return f"models:/{name}/{_version(connect(uri), uri, name, version=version, alias=alias)}"
+
+
+def _published(client: MlflowClient, run_id: str, name: str, digest: str) -> int | None:
+    """The latest version of `name` that a run published with these weights."""
+    found = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
+    return max((int(v.version) for v in found if v.tags.get(WEIGHTS) == digest), default=None)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _log_model(

@@ -233,6 +233,7 @@ def publish(
         handle,
         output / "encoder",
         kind="encoder",
+        weights=output / "encoder/model.safetensors",
         name=config.tracking.register,
         alias=config.tracking.alias,
     )

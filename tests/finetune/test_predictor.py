@@ -27,7 +27,7 @@ from finetune.mixing import MixConfig
 from finetune.models.classifier import Classifier
 from finetune.outputs import Outputs
 from finetune.predictor import Prediction, Predictor, PredictorConfig, save_predictor
-from finetune.predictor_config import other_crops
+from finetune.predictor_config import other_crops, weights_of
 from finetune.predictor_package import (
     CODE,
     ENTRY,
@@ -104,7 +104,8 @@ def store(packed, tmp_path_factory) -> str:
     """URI of a store in which the model is models:/expressions@champion."""
     output = tmp_path_factory.mktemp("store") / "out"
     run = create_run(TrackingConfig(), output=str(output), config={}, origin={})
-    registry.register_predictor(run, packed, name="expressions", alias="champion")
+    weights = weights_of(packed)
+    registry.register_predictor(run, packed, weights=weights, name="expressions", alias="champion")
     return run.uri
 
 

@@ -1,5 +1,6 @@
 """Models into the registry and back, against a real SQLite store."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -63,10 +64,40 @@ def test_an_alias_can_be_set_back(run, encoder):
         registry.set_alias(run.uri, "back", version=7, alias="champion")
 
 
+def test_what_a_run_published_before_is_found_and_its_alias_stays_where_it_was_put(run, encoder):
+    """The same command, given again for a finished job, moved the alias back to its model."""
+    for content in ("first", "second"):
+        registry.register_encoder(run, encoder(content), name="once", alias="champion")
+    registry.set_alias(run.uri, "once", version=1, alias="champion")
+    again = registry.register_encoder(run, encoder("second"), name="once", alias="champion")
+    assert str(again) == "models:/once/2"
+    assert registry.resolve("models:/once@champion", uri=run.uri) == "models:/once/1"
+    assert registry.resolve("models:/once/latest", uri=run.uri) == "models:/once/2"
+    output = str(encoder().parent / "other/out")
+    other = create_run(TrackingConfig(uri=run.uri), output=output, config={}, origin={})
+    theirs = registry.register_encoder(other, encoder("second"), name="once", alias="champion")
+    assert str(theirs) == "models:/once/3 (@champion)", "of another run"
+
+
+def test_a_version_whose_alias_could_not_be_set_is_published_again(run, encoder, monkeypatch):
+    client = type(connect(run.uri))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "set_registered_model_alias", killed)
+    with pytest.raises(KeyboardInterrupt):
+        registry.register_encoder(run, encoder("half"), name="halfway", alias="champion")
+    monkeypatch.undo()
+    made = registry.register_encoder(run, encoder("half"), name="halfway", alias="champion")
+    assert str(made) == "models:/halfway/2 (@champion)"
+
+
 def test_a_version_names_its_kind_and_run(run, encoder):
     registry.register_encoder(run, encoder(), name="linked")
     version = connect(run.uri).get_model_version("linked", "1")
-    assert version.tags == {"kind": "encoder"}
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert version.tags == {"kind": "encoder", "weights.sha256": digest}
     assert version.run_id == run.run_id
     outputs = connect(run.uri).get_run(run.run_id).outputs.model_outputs
     assert [output.model_id for output in outputs if output.model_id in version.source]
@@ -76,7 +107,8 @@ def test_a_model_without_a_name_is_logged_with_its_run(run, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "MLmodel").write_text("flavors: {}")
-    made = registry.register_predictor(run, folder, name=None, alias="champion")
+    weights = folder / "MLmodel"
+    made = registry.register_predictor(run, folder, weights=weights, name=None, alias="champion")
     assert made.name is None
     found = fetch(made.uri, uri=run.uri, into=tmp_path / "got")
     assert (found / "MLmodel").exists()
@@ -94,7 +126,8 @@ def test_artifacts_of_a_run_are_fetched_by_path(run, encoder, tmp_path):
 
 def test_a_model_that_a_run_logged_is_fetched_by_its_kind(run, encoder, tmp_path):
     for content in ("first", "second"):
-        registry.publish(run, encoder(content), kind="probe", name=None, alias=None)
+        weights = encoder(content) / "model.safetensors"
+        registry.publish(run, weights.parent, kind="probe", weights=weights, name=None, alias=None)
     found = fetch(f"runs:/{run.run_id}/probe", uri=run.uri, into=tmp_path / "got")
     assert (found / "model.safetensors").read_text() == "second"
 
@@ -152,7 +185,7 @@ def test_a_folder_that_is_no_model_is_refused(run, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
         registry.register_encoder(run, tmp_path, name="faces")
     with pytest.raises(FileNotFoundError, match=r"predictor_package\.package"):
-        registry.register_predictor(run, tmp_path, name="faces")
+        registry.register_predictor(run, tmp_path, weights=tmp_path / "none", name="faces")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a:b", "a@b", "a'b"])
