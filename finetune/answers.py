@@ -170,6 +170,8 @@ def told(answer: Prediction) -> list[str]:
         parts.append(
             f"onset at {answer.onset:.2f} s, apex at {answer.apex:.2f} s ({answer.apex_source})"
         )
+    if answer.note is not None:
+        parts.append(f"note: {answer.note}")
     return parts
 
 

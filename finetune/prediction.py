@@ -45,5 +45,7 @@ class Prediction:
     """Why the video cannot be used."""
     action: str | None = None
     """What its owner can do about it."""
+    note: str | None = None
+    """What of the video the answer is not about: damage, other people, other shots."""
     picture: bytes | None = None
     """PNG: the frames with their importance, or onset and apex, if it was asked for."""

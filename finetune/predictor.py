@@ -30,11 +30,12 @@ from mira.tubelets import normalise
 from mira.weights import load_artifact
 from shards.augment import view_crops
 from shards.frames import view_indices
-from shards.ingest import extract_face
+from shards.ingest import FaceClip, extract_face
 from shards.ingest.models import ModelError, with_model
 from shards.ingest.settings import Rejected
 from shards.labelling import flow_of
 from shards.spotting import spot
+from shards.wording import few
 
 __all__ = ["Prediction", "Predictor", "PredictorConfig", "save_predictor"]
 
@@ -177,8 +178,9 @@ class Predictor:
             what = "is a folder" if os.path.isdir(video) else "there is no such file"
             return Prediction(name, reason=what, action=NO_FILE)
         try:
-            face = extract_face(video, settings=self.config.face)
-            pair = self._pair(face, marks) if self.config.encoder.pair else None
+            moments = None if marks is None else {"onset": marks[0], "apex": marks[1]}
+            face = extract_face(video, settings=self.config.face, moments=moments)
+            pair = _pair(face) if self.config.encoder.pair else None
         except Rejected as no:
             return Prediction(name, reason=no.reason, action=_without_options(no.action))
         except ModelError as no:
@@ -198,22 +200,9 @@ class Predictor:
             apex=None if pair is None else face.start + pair.apex / face.fps,
             apex_source=None if pair is None else pair.source,
             box=tuple(face.box),
+            note=_note(face),
         )
         return _with_picture(answer, face.frames, list(merged), pair) if pictures else answer
-
-    def _pair(self, face: Any, marks: Marks | None) -> Pair:
-        """Onset and apex of a face clip; Rejected where the given ones lie outside it."""
-        if marks is None:
-            return Pair(*spot(face.frames), "spotted")
-        at = [round((mark - face.start) * face.fps) for mark in marks]
-        if not 0 <= at[0] < at[1] < len(face.frames):
-            end = face.start + (len(face.frames) - 1) / face.fps
-            raise Rejected(
-                f"onset {marks[0]} s and apex {marks[1]} s are not two moments in order of the "
-                f"face clip, which lasts from {face.start:.2f} s to {end:.2f} s",
-                "give moments inside it, or none to have them spotted",
-            )
-        return Pair(at[0], at[1], "given")
 
     def _told(self, answers: Tensor) -> dict[str, Any]:
         """The fields of a Prediction from the answers [O]."""
@@ -228,6 +217,31 @@ class Predictor:
         if outputs.affect:
             told["valence"], told["arousal"] = affect.tolist()
         return told
+
+
+def _pair(face: FaceClip) -> Pair:
+    """Onset and apex of a face clip, spotted unless told; Rejected where they are not in order."""
+    if not face.marks:
+        return Pair(*spot(face.frames), "spotted")
+    onset, apex = face.marks["onset"], face.marks["apex"]
+    if onset >= apex:
+        raise Rejected(
+            f"onset is frame {onset} of the face clip and apex frame {apex}: not two frames in "
+            "order",
+            "give an onset before the apex, or none to have them spotted",
+        )
+    return Pair(onset, apex, "given")
+
+
+def _note(face: FaceClip) -> str | None:
+    """What of the video was not looked at, in words."""
+    parts = [] if face.damaged is None else [face.damaged]
+    if face.people > 1:
+        parts.append(f"{face.people} people are seen, the answer is about the one in the box")
+    if face.other_shots:
+        shots = [f"{start:.2f} to {stop:.2f} s" for start, stop in face.other_shots]
+        parts.append(f"other shots were not looked at: {few(shots)}")
+    return "; ".join(parts) or None
 
 
 def _without_options(advice: str) -> str:

@@ -205,7 +205,7 @@ def _signature() -> Any:
     optional = {"label": text, "probability": number, "probabilities": Map(number)}
     optional |= {"units": Map(number), "valence": number, "arousal": number}
     optional |= {"onset": number, "apex": number, "apex_source": text}
-    optional |= {"reason": text, "action": text, "picture": text}
+    optional |= {"reason": text, "action": text, "note": text, "picture": text}
     answers: list[Any] = [ColSpec(text, "video")]
     answers += [ColSpec(numbers, name) for name in ("times", "importance", "box")]
     answers += [ColSpec(kind, name, required=False) for name, kind in optional.items()]

@@ -9,6 +9,7 @@ import atexit
 import json
 import tempfile
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ class FaceClip:
     """Seconds into the video at which the frames start."""
     damaged: str | None
     """What was left out because it could not be decoded soundly, in words."""
+    marks: dict[str, int]
+    """Frames of `frames` that are shown at the moments that were told."""
+    other_shots: tuple[tuple[float, float], ...]
+    """Shots beside the clip: first and last frame in seconds into the video."""
 
 
 _sandbox = Sandbox(patience=5.0)  # somebody waits for the answer
@@ -47,9 +52,16 @@ _one_at_a_time = threading.Lock()
 
 
 def extract_face(
-    source: str | Path | bytes, *, settings: IngestSettings | None = None, isolated: bool = True
+    source: str | Path | bytes,
+    *,
+    settings: IngestSettings | None = None,
+    moments: Mapping[str, float] | None = None,
+    isolated: bool = True,
 ) -> FaceClip:
     """The face in a video file, or in the bytes of one, as one clip.
+
+    `moments` (onset, apex) in seconds into the video do what annotated frames do in ingest: the
+    video is not cut, and its onset decides the crop where the settings say so.
 
     Raises Rejected with reason and action where there is no usable face, FileNotFoundError where
     there is no such file, ModelError where the detector's model file is missing, OSError where a
@@ -67,8 +79,10 @@ def extract_face(
             path = Path(source)
         if not path.is_file():
             raise FileNotFoundError(f"no video file at {path}")
-        facts = _facts(job(path, out, settings, kind="frames"), isolated)
+        asked = job(path, out, settings, kind="frames", moments=dict(moments or {}))
+        result = _result(asked, isolated)
         frames = np.load(out / FRAMES)
+    [facts] = result["clips"]
     return FaceClip(
         frames=frames,
         fps=facts["fps"],
@@ -78,17 +92,19 @@ def extract_face(
         people=facts["people"],
         start=facts["start"],
         damaged=facts["damaged"],
+        marks=facts["marks"],
+        other_shots=tuple((part["start"], part["stop"]) for part in result["skipped"]),
     )
 
 
-def _facts(job: dict[str, Any], isolated: bool) -> dict[str, Any]:
+def _result(job: dict[str, Any], isolated: bool) -> dict[str, Any]:
     if isolated:
         with _one_at_a_time:
-            return _sandbox.run(job)["clips"][0]
+            return _sandbox.run(job)
     from shards.ingest.work import perform
 
     perform(job)
     result = json.loads((Path(job["out"]) / RESULT).read_text())
     if "rejected" in result:
         raise Rejected(*result["rejected"])
-    return result["clips"][0]
+    return result

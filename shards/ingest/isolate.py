@@ -42,11 +42,11 @@ def job(
     """A job: `kind` "clips" (mp4 files into `out`) or "frames" (one array into `out`).
 
     `whole` keeps the video in one piece; `marks` are frame numbers of the source by name, to be
-    translated into those of the clip; `frames` are the fields of a FrameFolder where the source is
-    a folder of pictures.
+    translated into those of the clip, or `moments` the same in seconds; `frames` are the fields of
+    a FrameFolder where the source is a folder of pictures.
     """
     paths = {"source": str(source.absolute()), "out": str(out.absolute())}
-    plain = {"whole": True, "marks": {}, "frames": None}
+    plain = {"whole": True, "marks": {}, "moments": {}, "frames": None}
     return {"kind": kind, **paths, "settings": asdict(settings)} | plain | more
 
 

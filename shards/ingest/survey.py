@@ -5,7 +5,7 @@ Runs inside the disposable process. Knows neither clips nor shards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -106,6 +106,27 @@ def survey(
         if turn:
             seen, _ = _look_through(source, settings, detect, turn=turn, onset=onset, split=split)
     return seen
+
+
+def frames_at(
+    source: Source, settings: IngestSettings, moments: Mapping[str, float]
+) -> dict[str, int]:
+    """The frames shown at moments in seconds, by name, as annotations count them.
+
+    Raises Rejected where one lies outside the video.
+    """
+    if not moments:
+        return {}
+    seen, _ = _look_through(source, settings, None, turn=0, onset=None, split=False)
+    last = float(seen.seconds[-1])
+    for name, moment in moments.items():
+        if not 0 <= moment < last + float(1 / seen.rate):
+            raise Rejected(
+                f"{name} is at {moment:g} s, the video has frames from 0 to {last:.2f} s",
+                "give moments inside it, or none to have them spotted",
+            )
+    nearest = {name: np.abs(seen.seconds - at).argmin() for name, at in moments.items()}
+    return {name: int(seen.at[number]) for name, number in nearest.items()}
 
 
 def _look_through(

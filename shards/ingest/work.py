@@ -6,6 +6,7 @@ Owns what each kind of job produces. Knows nothing of processes, limits (`zygote
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from fractions import Fraction
@@ -21,7 +22,7 @@ from shards.ingest.encode import ClipWriter
 from shards.ingest.isolate import FRAMES, RESULT
 from shards.ingest.numbering import FrameFolder
 from shards.ingest.settings import IngestSettings, Rejected
-from shards.ingest.survey import Source, Survey, survey
+from shards.ingest.survey import Source, Survey, frames_at, survey
 from shards.ingest.write import room_for
 
 BYTES_A_SECOND = 1 << 20
@@ -56,17 +57,18 @@ def _too_large(settings: IngestSettings) -> tuple[str, str]:
 def _clips(job: dict[str, Any], out: Path, settings: IngestSettings) -> dict[str, Any]:
     frames = job["frames"]
     source = Source(Path(job["source"]), FrameFolder(**frames) if frames else None)
+    asked = job["marks"] or frames_at(source, settings, job["moments"])
     onset = job["whole"] and settings.crop == "onset"
     seen = survey(
         source,
         settings,
-        onset=job["marks"].get("onset") or 0 if onset else None,
-        split=not (job["whole"] and (job["marks"] or settings.detector == "none")),
+        onset=asked.get("onset") or 0 if onset else None,
+        split=not (job["whole"] and (asked or settings.detector == "none")),
     )
     skipped: list[clips.Skipped] = []
     if job["whole"]:
         chosen, skipped = clips.plan_whole(seen, settings)
-        plans, marks = [chosen], _marks(seen, chosen, job["marks"])
+        plans, marks = [chosen], _marks(seen, chosen, asked)
     else:
         plans, skipped = clips.plan(seen, settings)
         marks = {}
@@ -93,7 +95,9 @@ def _facts(plan: clips.Plan) -> dict[str, Any]:
     }
 
 
-def _marks(seen: Survey, plan: clips.Plan, marks: dict[str, int | None]) -> dict[str, int | None]:
+def _marks(
+    seen: Survey, plan: clips.Plan, marks: Mapping[str, int | None]
+) -> dict[str, int | None]:
     """Annotated frames as those of the clip; Rejected where one was lost."""
     found: dict[str, int | None] = {}
     for name, frame in marks.items():

@@ -21,12 +21,12 @@ import pandas as pd
 import pytest
 import torch
 
-from finetune.answers import PredictConfig
+from finetune.answers import PredictConfig, told
 from finetune.answers import run as run_answers
 from finetune.mixing import MixConfig
 from finetune.models.classifier import Classifier
 from finetune.outputs import Outputs
-from finetune.predictor import Prediction, Predictor, PredictorConfig, save_predictor
+from finetune.predictor import Prediction, Predictor, PredictorConfig, _note, save_predictor
 from finetune.predictor_config import other_crops, weights_of
 from finetune.predictor_package import (
     CODE,
@@ -234,6 +234,26 @@ def test_a_video_without_a_face_and_a_folder_get_advice_that_fits_a_question(tmp
     faceless, folder = answers(predictor, [none, str(tmp_path)])
     assert faceless.reason.startswith("no face") and faceless.action == "leave it out"
     assert folder.reason == "is a folder" and "path on the machine" in folder.action
+
+
+def test_an_answer_says_what_it_did_not_look_at(predictor, packed, videos, tmp_path):
+    with av.open(videos[0]) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][25]
+    data = bytearray(Path(videos[0]).read_bytes())
+    data[packet.pos + 8 : packet.pos + packet.size] = bytes(packet.size - 8)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(data)
+    sound, damaged = answers(predictor, [videos[0], str(broken)])
+    assert sound.note is None
+    assert damaged.label in LABELS and damaged.note.startswith("kept frames 0-")
+    assert told(damaged)[-1] == f"note: {damaged.note}"
+    [asked] = predict_videos(packed, [str(broken)])
+    assert asked.note == damaged.note
+    face = SimpleNamespace(damaged=None, people=3, other_shots=((0.0, 1.5), (4.0, 6.25)))
+    assert _note(face) == (
+        "3 people are seen, the answer is about the one in the box; "
+        "other shots were not looked at: 0.00 to 1.50 s, 4.00 to 6.25 s"
+    )
 
 
 def test_a_picture_is_made_when_it_is_asked_for(predictor, videos):

@@ -116,7 +116,9 @@ def test_the_packaged_model_answers_in_a_process_of_its_own(name, place, video):
     by_row = [(a["apex"], a["apex_source"]) for a in entry.predict(None, table)]
     assert by_row == [(0.2, "given"), (spotted.apex, "spotted")]
     [outside] = Predictor.load(packed, device="cpu").predict([video], marks=(0.2, 9.0))
-    assert "onset 0.2 s and apex 9.0 s" in outside.reason and "spotted" in outside.action
+    assert "apex is at 9 s, the video has" in outside.reason and "spotted" in outside.action
+    [turned] = Predictor.load(packed, device="cpu").predict([video], marks=(0.2, 0.1))
+    assert "onset is frame 5" in turned.reason and "spotted" in turned.action
 
 
 @pytest.mark.parametrize("name", ["hsta_flow", "facesleuth"])

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from shards.ingest import IngestSettings, ingest
+from shards.ingest import IngestSettings, Rejected, extract_face, ingest
 from shards.ingest.cuts import shots
 from shards.ingest.isolate import Sandbox, job
 from shards.ingest.read import Video
@@ -111,6 +111,20 @@ def test_a_labelled_clip_is_its_longest_shot_and_the_rest_is_told(joined, tmp_pa
         rows = list(csv.DictReader(file))
     assert [r["path"] for r in rows] == ["v.mp4#t=0.00,0.92", "v.mp4#t=2.40,3.16"]
     assert all("another shot" in r["reason"] and "--cuts keep" in r["action"] for r in rows)
+
+
+def test_a_question_is_about_one_shot_and_tells_of_the_others_unless_moments_are_told(joined):
+    settings = IngestSettings(size=64)
+    clip = extract_face(joined / "v.mp4", settings=settings, isolated=False)
+    assert len(clip.frames) == 36 and clip.marks == {}
+    assert np.array(clip.other_shots) == pytest.approx(np.array([[0, 0.92], [2.4, 3.16]]))
+    asked = {"onset": 4 / 25, "apex": 30 / 25 - 0.01}
+    whole = extract_face(joined / "v.mp4", settings=settings, moments=asked)
+    assert (len(whole.frames), whole.other_shots) == (80, ())
+    assert whole.marks == {"onset": 4, "apex": 30}
+    for name, outside in (("onset", -0.1), ("apex", 3.2)):
+        with pytest.raises(Rejected, match=f"{name} is at {outside} s, the video has frames"):
+            extract_face(joined / "v.mp4", settings=settings, moments={name: outside})
 
 
 def test_a_video_with_annotated_frames_is_not_split(joined, tmp_path):

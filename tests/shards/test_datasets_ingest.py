@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from shards.__main__ import main
+from shards.ingest import extract_face
 from shards.ingest.detect import detector
 from shards.ingest.faces import crop_box, whole_pixels
 from shards.ingest.folder import PictureFolder
@@ -106,6 +107,11 @@ def test_a_video_may_be_cropped_by_its_onset_frame_too(tmp_path):
     (track,) = ingest(*plain, tmp_path / "t", "--margin", "0")
     assert onset.record.track.box[2] < track.record.track.box[2]
     assert (onset.record.num_frames, onset.record.onset, onset.record.offset) == (36, 6, 30)
+    told = {"onset": 6 / onset.record.fps, "apex": 20 / onset.record.fps}
+    settings = IngestSettings(crop="onset", margin=0.0)
+    clip = extract_face(tmp_path / "v/a.mp4", settings=settings, moments=told)
+    assert clip.box == onset.record.track.box, "a question is cropped by the same frame"
+    assert clip.marks == {"onset": 6, "apex": 20}
 
 
 def test_missing_and_broken_pictures_are_bridged_and_said(casme2_shards):
