@@ -8,8 +8,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +29,7 @@ from shards.ingest.inputs import (
 )
 from shards.ingest.numbering import FrameFolder
 from shards.ingest.settings import MARKS
+from shards.ingest.storage import found
 from shards.ingest.tables import table
 
 TEXTS = (
@@ -56,8 +57,10 @@ def read_annotations(
         try:
             annotation = _annotation(row)
             path = inside(videos, relative)
-            frames = _frames(path, row.get("fps", ""), fps)
-            if frames is None and not os.path.isfile(path):
+            there = found(path)
+            kind = stat.S_IFMT(there.st_mode) if there else None
+            frames = _frames(row.get("fps", ""), fps) if kind == stat.S_IFDIR else None
+            if frames is None and kind != stat.S_IFREG:
                 raise InputError(f"is not a file in {videos}")
             relative = path.relative_to(videos).as_posix()  # "./a.mp4" is "a.mp4"
             clip = relative, annotation.marks.get("onset")
@@ -180,9 +183,7 @@ def _votes(cell: str) -> dict[str, int] | None:
     return votes
 
 
-def _frames(path: Path, cell: str, fps: float | None) -> FrameFolder | None:
-    if not os.path.isdir(path):  # no error where a folder on the way may not be entered
-        return None
+def _frames(cell: str, fps: float | None) -> FrameFolder:
     try:
         rate = float(cell) if cell else fps
         if rate is None:

@@ -204,7 +204,7 @@ def _unfit(
         differ = ", ".join(f"{n} {v} (not {expected[n]})" for n, v in here.items())
         return errno.ENOEXEC, f"{host} has other versions: {differ}; install the same everywhere"
     for place in (work, *sorted({item.path.parent for _, item in asked})):
-        if not place.is_dir():
+        if not os.path.isdir(place):
             return errno.ENOENT, (
                 f"{host} does not see {place}; the videos and --out must lie in folders that all "
                 "machines of the cluster share, under the same path"

@@ -107,7 +107,7 @@ class PictureFolder:
             with path.open("rb") as file:
                 data = file.read(LARGEST_PICTURE + 1)
         except OSError as error:
-            storage.check(error)
+            storage.check(error, path)
             raise Rejected(
                 f"{name} cannot be read ({error.strerror})", "check its rights"
             ) from None

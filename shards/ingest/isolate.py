@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from shards.ingest.settings import IngestSettings, Rejected
-from shards.ingest.storage import StorageFault, begins
+from shards.ingest.storage import PATIENCE, StorageFault, begins
 from shards.patience import patiently
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,6 @@ DISK_FULL_EXIT = 28
 STORAGE_EXIT, OTHER_EXIT = 74, 73
 FAULTS = {STORAGE_EXIT: StorageFault, OTHER_EXIT: OSError}
 """Of what a video lies on, and of what is written to: the latter rejects none."""
-PATIENCE = 300.0
 
 
 def job(

@@ -7,6 +7,8 @@ one a process, because concealed errors are reported only there.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,7 +104,7 @@ class Video:
 
     def __init__(self, path: str | Path, *, max_side: int) -> None:
         self.path = Path(path)
-        if self.path.exists() and not self.path.is_file():  # a pipe would block for ever
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block for ever
             raise Rejected("neither a file nor a link to one", NO_VIDEO)
         av.logging.set_level(ERROR)
         av.logging.set_skip_repeated(False)
@@ -178,7 +180,7 @@ class Video:
         except MemoryError:
             raise
         except FFmpegError as error:
-            if error.errno in storage.PASSING:
+            if error.errno in storage.PASSING | storage.ONE_OR_ALL:
                 storage.check_bytes(self.path)
             self._soundness.damaged()
         yield None
@@ -222,8 +224,10 @@ def _why_not(path: Path, error: Exception, log: list[tuple[int, str, str]]) -> R
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as unreadable:
-        storage.check(unreadable)
+        storage.check(unreadable, path)
         return Rejected(f"cannot be read ({unreadable.strerror})", "check the path and its rights")
+    if getattr(error, "errno", None) in storage.ONE_OR_ALL:  # it was away for a moment
+        raise storage.StorageFault(errno.EIO, "was not there when it was opened") from error
     if not head:
         return Rejected("the file is empty", "copy it again from its source")
     if head.startswith(b"version https://git-lfs"):

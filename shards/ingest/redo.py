@@ -134,7 +134,7 @@ def _request(
     """What tells this run from another."""
     numbers = sorted({number for t in plan for number in t.videos})
     wanted = replace(listed, items=[listed.items[n] for n in numbers], refused=())
-    request, _ = request_of(wanted, settings, samples=0, size=0)
+    _, request, _ = request_of(wanted, settings, samples=0, size=0)
     what = [[t.number, t.whole, sorted(t.keys)] for t in plan]
     return request | {"redo": {"manifest": manifest.sha256, "samples": what}}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ from shards.ingest.annotations import read_annotations
 from shards.ingest.inputs import Collected, InputError, Item, Refused, scan
 from shards.ingest.settings import IngestSettings
 from shards.ingest.splits import hold_out, split_subjects
+from shards.ingest.storage import found
 from shards.wording import count
+
+NOTHING = "nothing is there (a link that leads nowhere?)"
 
 
 @dataclass(frozen=True)
@@ -80,22 +83,26 @@ def _alike(items: Sequence[Item]) -> str:
 
 def request_of(
     listed: Listing, settings: IngestSettings, *, samples: int, size: int
-) -> tuple[dict[str, Any], int]:
-    """What decides the bytes of the shards, as JSON; and bytes that will surely be needed.
+) -> tuple[Listing, dict[str, Any], int]:
+    """The videos that are there, the others refused; what decides the bytes of their shards, as
+    JSON; and bytes that will surely be needed.
 
-    A video counts with its name, its size, when it was changed, and what is known of it.
+    A video counts with its name, its size, when it was changed, and what is known of it. Raises
+    OSError where a video cannot be looked at.
     """
     digest, total = hashlib.sha256(), 0
+    there, refused = [], list(listed.refused)
     for item in listed.items:
-        try:
-            file = item.path.stat()
-            total += file.st_size if item.frames is None else 0
-            found = (file.st_size, file.st_mtime_ns)
-        except (OSError, ValueError):
-            found = (0, 0)
-        facts = (item.key, item.relative, item.part, item.annotation, item.frames, found)
+        file = found(item.path)
+        if file is None:
+            refused.append(Refused(item.name, NOTHING, "correct the link, or copy it again"))
+            continue
+        there.append(item)
+        total += file.st_size if item.frames is None else 0
+        state = (file.st_size, file.st_mtime_ns)
+        facts = (item.key, item.relative, item.part, item.annotation, item.frames, state)
         digest.update(repr(facts).encode("utf-8", "surrogatepass"))
-    for row in listed.refused:
+    for row in refused:
         digest.update(repr(row).encode("utf-8", "surrogatepass"))
     request = {
         "settings": facts_of(settings),
@@ -103,7 +110,8 @@ def request_of(
         "versions": versions(),
         "inputs": {"videos": listed.videos, "sha256": digest.hexdigest()},
     }
-    return request, total // 32  # a crop takes a small part of its source
+    listed = replace(listed, items=there, refused=refused)
+    return listed, request, total // 32  # a crop takes a small part of its source
 
 
 def facts_of(settings: IngestSettings) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def ingest(
     videos, out = Path(videos), Path(os.path.realpath(out))  # a link cannot be replaced
     listed = listing(videos, annotations, collected, holdout or {})
     limits = {"samples": shard_samples, "size": shard_bytes}
-    request, expected = request_of(listed, settings, **limits)
+    listed, request, expected = request_of(listed, settings, **limits)
     with written_aside(
         out, request, overwrite=overwrite, restart=restart, expected=expected
     ) as aside:

@@ -104,8 +104,9 @@ def _child(job: dict[str, Any]) -> None:
         code = DISK_FULL_EXIT
         print(error.strerror, file=sys.stderr, flush=True)
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno in PASSING:
-            code = STORAGE_EXIT if isinstance(error, StorageFault) else OTHER_EXIT
+        of_storage = isinstance(error, StorageFault)
+        if of_storage or (isinstance(error, OSError) and error.errno in PASSING):
+            code = STORAGE_EXIT if of_storage else OTHER_EXIT
             print(error.strerror, file=sys.stderr, flush=True)
         else:
             traceback.print_exc()

@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 
 from shards import patience
-from shards.ingest import IngestSettings, Rejected, isolate, storage
+from shards.ingest import IngestSettings, Rejected, ingest, isolate, pool, storage
+from shards.ingest.annotations import read_annotations
+from shards.ingest.folder import PictureFolder
 from shards.ingest.isolate import Sandbox, job
 from shards.ingest.numbering import FrameFolder
+from shards.ingest.request import listing, request_of
+from tests.shards.make import video
 from tests.shards.test_ingest import child_of, pictures, save
 
 UNREADABLE = Path("/proc/self/mem")
@@ -127,3 +131,153 @@ def test_a_process_that_is_killed_from_outside_is_begun_anew(tmp_path, sandbox, 
     assert frames_of(sandbox.run(frames_job(long, tmp_path / "out"))) == 1500
     killer.join()
     assert (sandbox._started().pid == zygote) == (whose == "the video's")
+
+
+# --- what is gone for one video, and what for all ---------------------------------------------
+
+PLAIN = IngestSettings(detector="none", size=64)
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Sandboxes of little patience."""
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(pool, "Sandbox", lambda: Sandbox(patience=0.3))
+
+
+def many(folder: Path, count: int = 12) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        (folder / f"{i:02d}.mp4").write_bytes(video(40 + i))
+    return folder
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["files", "links"])
+def test_a_share_that_is_unmounted_midway_stops_the_run_which_then_goes_on(tmp_path, hasty, linked):
+    share, asked = many(tmp_path / "share"), {"settings": PLAIN, "jobs": 1, "shard_samples": 2}
+    videos = share
+    if linked:
+        videos = tmp_path / "links"
+        videos.mkdir()
+        for file in share.iterdir():
+            (videos / file.name).symlink_to(file)
+    whole = ingest(videos, tmp_path / "whole", **asked)
+
+    def unmount(done: int, total: int, rejected: int) -> None:
+        if done == 5:
+            share.rename(tmp_path / "away")
+
+    with pytest.raises(OSError, match=r"No such file or directory, nor can anything beside it"):
+        ingest(videos, tmp_path / "o", **asked, progress=unmount)
+    (tmp_path / "away").rename(share)
+    made = ingest(videos, tmp_path / "o", **asked)
+    assert made.clips == whole.clips == 12 and not made.rejected
+    for file in whole.out.iterdir():
+        assert file.read_bytes() == (made.out / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.ENOENT])
+def test_a_file_that_may_not_be_read_is_its_own_fault_where_others_can_be(
+    tmp_path, monkeypatch, code
+):
+    folder = many(tmp_path / "v", 3)
+    (folder / "empty.mp4").touch()
+    (folder / "below").mkdir()
+    error = OSError(code, os.strerror(code))
+    storage.check(error, folder / "01.mp4")
+    with pytest.raises(storage.StorageFault, match="nor can anything beside it"):
+        storage.check(error, folder / "below" / "gone.mp4")
+    locked(monkeypatch, folder)
+    with pytest.raises(storage.StorageFault, match="nor can anything beside it"):
+        storage.check(error, folder / "01.mp4")
+
+
+def locked(monkeypatch, folder: Path) -> None:
+    """No file of the folder can be opened, though all are listed, as without a valid ticket."""
+    opened = Path.open
+
+    def denied(self, *args, **more):
+        if self.parent == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *args, **more)
+
+    monkeypatch.setattr(Path, "open", denied)
+
+
+def test_a_picture_that_is_deleted_midway_is_one_and_all_of_them_are_a_fault(tmp_path):
+    frames = tmp_path / "share" / "clip"
+    frames.mkdir(parents=True)
+    for i in range(4):
+        cv2.imwrite(str(frames / f"{i}.png"), np.full((64, 64, 3), 40 * i, np.uint8))
+    how = FrameFolder(25)
+    with PictureFolder(frames, how, max_side=64) as opened:
+        (frames / "2.png").unlink()
+        with pytest.raises(Rejected, match=r"2\.png cannot be read"):
+            list(opened.pictures())
+    with PictureFolder(frames, how, max_side=64) as opened:
+        frames.parent.rename(tmp_path / "away")
+        with pytest.raises(storage.StorageFault):
+            list(opened.pictures())
+    with pytest.raises(storage.StorageFault):
+        PictureFolder(frames, how, max_side=64)
+
+
+def test_a_link_that_leads_nowhere_from_the_start_is_refused_at_once(tmp_path, hasty):
+    folder = tmp_path / "v"
+    (folder / "b").mkdir(parents=True)
+    (folder / "a.mp4").write_bytes(video())
+    (folder / "b" / "c.mp4").symlink_to(tmp_path / "nowhere" / "c.mp4")
+    made = ingest(folder, tmp_path / "o", settings=PLAIN, jobs=1)
+    assert [(row.path, row.reason[:16]) for row in made.rejected] == [
+        ("b/c.mp4", "nothing is there")
+    ]
+
+
+@pytest.fixture
+def stale(monkeypatch):
+    """`stale(path, times)`: looking at it gives a stale handle so often."""
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.01)
+    left: dict[Path, int] = {}
+    stat = os.stat
+
+    def flaky(path, *args, **more):
+        if not isinstance(path, int) and left.get(Path(os.fsdecode(path)), 0):
+            left[Path(path)] -= 1
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return stat(path, *args, **more)
+
+    monkeypatch.setattr(os, "stat", flaky)
+    return left.__setitem__
+
+
+def test_a_fault_while_a_table_is_read_costs_no_row(tmp_path, stale):
+    many(tmp_path / "v", 2)
+    table = tmp_path / "t.csv"
+    table.write_text("path,label\n00.mp4,happy\n01.mp4,sad\n")
+    stale(tmp_path / "v" / "01.mp4", 3)
+    items, refused, _ = read_annotations(table, tmp_path / "v")
+    assert len(items) == 2 and not refused
+
+
+def test_a_fault_at_the_start_makes_no_other_request(tmp_path, stale):
+    listed = listing(many(tmp_path / "v", 2), None, None, {})
+    asked = request_of(listed, PLAIN, samples=1, size=1)
+    stale(tmp_path / "v" / "01.mp4", 2)
+    assert request_of(listed, PLAIN, samples=1, size=1) == asked
+
+
+def test_a_fault_that_lasts_and_a_folder_that_is_locked_end_the_request(
+    tmp_path, stale, monkeypatch
+):
+    file = many(tmp_path / "v", 1) / "00.mp4"
+    monkeypatch.setattr(storage, "PATIENCE", 0.1)
+    stale(file, 999)
+    with pytest.raises(OSError, match="given up after"):
+        storage.found(file)
+
+    def denied(self: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "stat", denied)
+    with pytest.raises(PermissionError, match="check the rights of the folders on the way"):
+        storage.found(file)

@@ -265,6 +265,7 @@ def held_after(folder):
             bad = number % 3 == 0
             yield number, Rejected("no face", "") if bad else made, out
 
+    (folder / "v.mp4").write_bytes(mp4)
     items = [Item(f"k{i:06d}", folder / "v.mp4", f"{i}.mp4") for i in range(900)]
     run.outcomes = outcomes
     held = {}
