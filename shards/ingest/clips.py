@@ -243,6 +243,8 @@ def pictures(
     number, given = 0, 0
     with source.open(settings) as video:
         for picture in video.pictures():
+            if not picture.number:
+                picture.rgb()  # as in the first pass: it decides the size of them all
             # A picture that is shown twice may end one clip and begin the next.
             while shown := int((plans[number].cut.frames == picture.number).sum()):
                 if picture.run is None:

@@ -24,7 +24,7 @@ LOOKS_PER_SECOND = 6
 SLOWEST_LOOK = 8
 """At most every eighth frame is skipped to: a clip of 200 frames a second may last 0.2 s."""
 DOUBTFUL = 8
-"""Looks from which it is judged whether the video lies on its side."""
+"""Looks, at most, from which it is judged whether the video lies on its side."""
 ONSET_TRIES = 5
 """Frames from the onset on in which a face is looked for where the onset decides the crop."""
 
@@ -100,12 +100,34 @@ def survey(
     """
     detect = detector(settings.detector, settings.detector_model)
     split = split and settings.cuts == "split" and onset is None
-    seen, doubtful = _look_through(source, settings, detect, turn=0, onset=onset, split=split)
-    if detect and onset is None and len(doubtful) > 0.6 * len(seen.sightings[:DOUBTFUL]):
-        turn = turn_of(doubtful, detect)
-        if turn:
-            seen, _ = _look_through(source, settings, detect, turn=turn, onset=onset, split=split)
-    return seen
+    seen, spread = _look_through(source, settings, detect, turn=0, onset=onset, split=split)
+    doubtful = [rgb for rgb in spread if rgb is not None]
+    if not detect or onset is not None or len(doubtful) <= 0.6 * len(spread):
+        return seen
+    if not (turn := turn_of(doubtful, detect)):
+        return seen
+    turned, _ = _look_through(source, settings, detect, turn=turn, onset=onset, split=split)
+    return max(seen, turned, key=_surety)
+
+
+def _surety(seen: Survey) -> float:
+    """The looks with a face, each as sure as its surest one."""
+    return sum(float(s.boxes[:, 4].max(initial=0)) for s in seen.sightings)
+
+
+class _Spread:
+    """A few looks from all over a video whose length nobody knows; None where a face is sure."""
+
+    def __init__(self) -> None:
+        self.kept: list[np.ndarray | None] = []
+        self._every, self._count = 1, 0
+
+    def add(self, rgb: np.ndarray, boxes: np.ndarray) -> None:
+        if self._count % self._every == 0:
+            self.kept.append(None if (boxes[:, 4] >= SURE).any() else rgb)
+            if len(self.kept) > DOUBTFUL:
+                self.kept, self._every = self.kept[::2], 2 * self._every
+        self._count += 1
 
 
 def frames_at(
@@ -137,11 +159,11 @@ def _look_through(
     turn: int,
     onset: int | None,
     split: bool,
-) -> tuple[Survey, list[np.ndarray]]:
-    """What is seen with the pictures turned, and the first pictures without a sure face."""
+) -> tuple[Survey, list[np.ndarray | None]]:
+    """What is seen with the pictures turned, and pictures without a sure face (see `_Spread`)."""
     met: list[tuple[float | None, int, int]] = []
     sightings: list[faces.Sighting] = []
-    doubtful: list[np.ndarray] = []
+    spread = _Spread()
     height = width = 0
     shots = Shots() if split else None
     with source.open(settings) as video:
@@ -158,11 +180,10 @@ def _look_through(
             if wanted:
                 boxes = onlooker.look(rgb)
                 sightings.append(faces.Sighting(picture.number, boxes))
-                if len(sightings) <= DOUBTFUL and not (boxes[:, 4] >= SURE).any():
-                    doubtful.append(rgb)
+                spread.add(rgb, boxes)
         numbers = shots.numbers() if shots else np.zeros(len(met), np.int64)
         seen = _summed(video, met, numbers, sightings, (height, width, turn), onset)
-        return seen, doubtful
+        return seen, spread.kept
 
 
 def _summed(

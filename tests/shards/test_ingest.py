@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from shards.index import IndexRow
-from shards.ingest import IngestError, IngestSettings, Rejected, extract_face, ingest
+from shards.ingest import IngestError, IngestSettings, Rejected, clips, extract_face, ingest
 from shards.ingest.annotations import read_annotations
-from shards.ingest.detect import DETECTORS, turn_of
+from shards.ingest.detect import DETECTORS, detector, turn_of
 from shards.ingest.encode import ClipWriter
 from shards.ingest.faces import Sighting, crop_box, tracks, whole_pixels
 from shards.ingest.inputs import Annotation, InputError, Item, key_of
@@ -29,6 +29,7 @@ from shards.ingest.read import Video
 from shards.ingest.request import listing
 from shards.ingest.settings import DetectorName
 from shards.ingest.splits import hold_out, label_order
+from shards.ingest.survey import Source, survey
 from shards.ingest.timing import Span, continuous, cut_evenly, cut_whole, frame_rate, shown
 from shards.ingest.timing import sound_spans as spans_of
 from shards.ingest.write import DiskFull, room_for
@@ -220,6 +221,39 @@ def test_the_deinterlacer_leaves_progressive_frames_alone(tmp_path):
     ]
 
 
+def joined(path, *films):
+    """Films of different sizes as one stream, as live recordings switch."""
+    with av.open(str(path), "w", format="mpegts") as container:
+        stream, at = container.add_stream("libx264", rate=25), 0
+        stream.height, stream.width, stream.pix_fmt = *films[0].shape[1:3], "yuv420p"
+        for film in films:
+            codec = av.CodecContext.create("libx264", "w")
+            codec.height, codec.width, codec.pix_fmt = *film.shape[1:3], "yuv420p"
+            codec.time_base, codec.framerate = Fraction(1, 25), 25
+            codec.options = {"bf": "0", "crf": "12"}
+            packets = []
+            for rgb in film:
+                frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+                frame.pts, at = at, at + 1
+                packets += codec.encode(frame)
+            for packet in [*packets, *codec.encode(None)]:
+                packet.stream, packet.time_base = stream, Fraction(1, 25)
+                container.mux(packet)
+    return path
+
+
+def test_both_passes_see_the_size_of_the_first_frame_wherever_the_clip_begins(tmp_path):
+    small = pictures(40)
+    large = np.repeat(np.repeat(small, 2, 1), 2, 2)
+    path = joined(tmp_path / "v.ts", small[:20], large[20:])
+    seen = survey(Source(path), PLAIN)
+    cut = cut_whole(seen.seconds, Span(20, 40), seen.rate)
+    plan = clips.Plan(cut, (0, 0, 64), 1.0, 1, 0.0, seen.rate, 0, None)
+    found = np.stack([rgb for _, rgb in clips.pictures(Source(path), [plan], PLAIN)])
+    assert (seen.height, seen.width) == small.shape[1:3] and found.shape[0] == 20
+    assert np.abs(found.astype(int) - small[20:, :, :64]).mean() < 4
+
+
 def test_damage_leaves_out_everything_up_to_the_next_key_frame(tmp_path):
     path = save(tmp_path / "v.mp4", pictures(60), gop=20, crf=4, x264_params="scenecut=0")
     clean = decode(path)
@@ -314,6 +348,41 @@ def test_turn_of_needs_most_pictures_to_agree():
     for rgb in lying:
         rgb[0, -1] = 9  # a quarter turn counter-clockwise brings it to the top left
     assert turn_of(lying, Marked()) == 1
+
+
+class Corner:
+    """A detector that sees a face where the top left is bright, and a doubtful one where it is
+    grey."""
+
+    def __call__(self, rgb, *, sure=False, least=0.0):
+        light = float(rgb[:8, :8].mean())
+        found = [0, 0, 64, 64, 1.0 if light > 200 else 0.8]
+        return np.array([found] * (light > (200 if sure else 60)), float).reshape(-1, 5)
+
+
+def looks(tmp_path, kinds):
+    """A film whose every look shows a face that is upright, lying or doubtful."""
+    film = np.zeros((len(kinds), 64, 96, 3), np.uint8)
+    for picture, kind in zip(film, kinds, strict=True):
+        picture[:16, slice(-16, None) if kind == "l" else slice(16)] = 130 if kind == "d" else 255
+    return Source(save(tmp_path / "v.mkv", np.repeat(film, 4, 0), crf=12))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "turn"),
+    [
+        ("l" * 12, 1),
+        ("l" * 9 + "u" * 30, 0),  # a title card with a photograph on its side, then the person
+        ("luldulud", 0),  # most are in doubt, and of these most lie: upright more is seen
+        ("dd" + "l" * 30, 1),
+    ],
+)
+def test_a_video_is_turned_where_it_shows_more_faces_so(tmp_path, monkeypatch, kinds, turn):
+    monkeypatch.setitem(DETECTORS, "haar", lambda model: Corner())
+    detector.cache_clear()
+    seen = survey(looks(tmp_path, kinds), IngestSettings(cuts="keep"))
+    detector.cache_clear()
+    assert len(seen.sightings) == len(kinds) and seen.turn == turn
 
 
 def test_the_detector_names_are_those_of_the_table():
