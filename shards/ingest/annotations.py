@@ -12,7 +12,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -51,7 +51,8 @@ def read_annotations(
     rows, unused = _rows(file)
     refused: list[Refused] = []
     good: dict[tuple[str, object], tuple[int, Item]] = {}
-    torn: dict[tuple[str, object], None] = {}
+    firsts: dict[str, tuple[int, Annotation]] = {}
+    torn: dict[str, str] = {}
     for number, row in rows:
         relative = row["path"]
         try:
@@ -63,27 +64,30 @@ def read_annotations(
             if frames is None and kind != stat.S_IFREG:
                 raise InputError(f"is not a file in {videos}")
             relative = path.relative_to(videos).as_posix()  # "./a.mp4" is "a.mp4"
+            first, said = firsts.setdefault(relative, (number, annotation))
+            if differ := _differ(said, annotation):
+                torn[relative] = differ
+                raise InputError(f"has another {differ} in line {first}")
             clip = relative, annotation.marks.get("onset")
             if clip in good:
-                first, item = good[clip]
-                if _contradict(item.annotation, annotation):
-                    torn[clip] = None
-                    raise InputError(f"has another label or split in line {first}")
                 raise InputError("is listed twice")
         except InputError as error:
             at = f"line {number} of {file.name}"
             refused.append(Refused(shown(relative), f"{error} ({at})", "correct the row"))
             continue
         good[clip] = number, Item("", path, relative, annotation, frames)
-    for clip in torn:  # who knows which of them is right?
+    for clip in [clip for clip in good if clip[0] in torn]:  # who knows which of them is right?
         number, item = good.pop(clip)
-        why = f"has another label or split in a later line (line {number} of {file.name})"
-        refused.append(Refused(shown(item.relative), why, "correct the rows"))
+        why = f"has another {torn[item.relative]} in a later line (line {number} of {file.name})"
+        refused.append(Refused(shown(item.relative), why, "correct the rows, or cut the video"))
     return _annotated([item for _, item in good.values()]), refused, unused
 
 
-def _contradict(a: Annotation | None, b: Annotation) -> bool:
-    return a is None or (a.label, a.split) != (b.label, b.split)
+def _differ(a: Annotation, b: Annotation) -> str:
+    """In what two rows of a video contradict each other. It is stored whole for each of them, so
+    they may differ in their frames alone."""
+    names = [f.name for f in fields(Annotation) if f.name not in ("marks", "apex_source")]
+    return " and ".join(name for name in names if getattr(a, name) != getattr(b, name))
 
 
 def _annotated(good: Sequence[Item]) -> list[Item]:

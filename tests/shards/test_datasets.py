@@ -724,7 +724,8 @@ def test_a_table_lists_videos_and_folders_of_pictures(tmp_path):
         tmp_path / "annotations.csv",
         "path,label,fps,votes,dataset,apex_source,onset,apex\n"
         'a.mp4,joy,,"{""joy"": 3}",mine,spotted,1,2\nb,fear,30,,,,,\nb/,fear,,,,,,\n'
-        "/etc/passwd,joy,,,,,,\n../a.mp4,joy,,,,,,\na.mp4,joy,,,,,1,2\na.mp4,joy,,{,,,3,\n",
+        "/etc/passwd,joy,,,,,,\n../a.mp4,joy,,,,,,\na.mp4,joy,,{,,,3,\n"
+        'a.mp4,joy,,"{""joy"": 3}",mine,,1,2\n',
         "utf-8-sig",
     )
     found = read("table", tmp_path)

@@ -268,9 +268,9 @@ def test_a_video_under_two_spellings_is_one_and_two_labels_are_none(tmp_path):
     labels, refused = read_table(tmp_path, data)
     assert labels == {"b.mp4": "sad"}
     assert refused == [
-        ("a.mp4", "has another label or split in line 2 (line 3 of t.csv)"),
+        ("a.mp4", "has another label in line 2 (line 3 of t.csv)"),
         ("b.mp4", "is listed twice (line 5 of t.csv)"),
-        ("a.mp4", "has another label or split in a later line (line 2 of t.csv)"),
+        ("a.mp4", "has another label in a later line (line 2 of t.csv)"),
     ]
 
 

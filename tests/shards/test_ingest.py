@@ -734,6 +734,27 @@ def test_one_video_in_several_rows_needs_different_onsets(videos, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        ("label", "joy fear joy"),
+        ("split", "train test train"),
+        ("label", "joy joy "),
+        ("valence", "0.5 -0.5 0.5"),
+        ("subject_id", "s1 s2 s2"),
+    ],
+)
+def test_a_video_whose_rows_contradict_each_other_is_left_out(videos, tmp_path, column, cells):
+    """Whatever their onsets, as each of them would be the whole video."""
+    rows = zip((3, 9, 20), cells.split(" "), strict=True)
+    lines = [f"path,onset,{column}", *(f"a.mp4,{onset},{cell}" for onset, cell in rows)]
+    file = annotate(tmp_path, "\n".join([*lines, "long.mp4,3,", "long.mp4,9,"]))
+    items, refused, _ = read_annotations(file, videos)
+    assert [item.key for item in items] == ["long_mp4-f3", "long_mp4-f9"]
+    assert [row.path for row in refused] == ["a.mp4"] * 3
+    assert all(f"has another {column} in" in row.reason for row in refused)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("file,label\na.mp4,joy\n", "no column 'path'"),
