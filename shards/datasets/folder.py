@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards.datasets.contract import Dataset, Options
-from shards.ingest.inputs import Annotation, Collected, InputError, Item, scan, shown
+from shards.ingest.inputs import Annotation, Collected, InputError, Item, scan, shown, unlisted
 from shards.ingest.numbering import PICTURES, FrameFolder
 
 FEWEST_PICTURES = 2
@@ -43,7 +43,7 @@ def _picture_folders(root: Path) -> list[str]:
     """Folders, below the root, with pictures and no video, whose thumbnails they would be; a single
     picture is no clip."""
     found = []
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=unlisted):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         kinds = [os.path.splitext(name)[1].lower() for name in names if name[0] != "."]
         count = sum(kind in PICTURES for kind in kinds)

@@ -108,7 +108,7 @@ def scan(videos: Path) -> tuple[list[Item], int]:
     found: list[tuple[Path, str]] = []
     ignored = 0
     seen: set[str] = set()
-    for folder, folders, names in os.walk(videos, onerror=_unreadable, followlinks=True):
+    for folder, folders, names in os.walk(videos, onerror=unlisted, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         if (real := os.path.realpath(folder)) in seen:  # links that lead back up
             folders.clear()
@@ -132,7 +132,8 @@ def scan(videos: Path) -> tuple[list[Item], int]:
     return keyed(found), ignored
 
 
-def _unreadable(error: OSError) -> None:
+def unlisted(error: OSError) -> None:
+    """For os.walk, which else leaves out what it cannot list."""
     raise InputError(f"{error.filename} cannot be listed ({error.strerror}); check its rights")
 
 

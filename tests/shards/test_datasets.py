@@ -1,7 +1,10 @@
 """Adapters on miniature folders: from a data set's own layout to canonical items."""
 
+import errno
+import os
 import zipfile
 from collections import Counter
+from pathlib import Path
 
 import openpyxl
 import pytest
@@ -699,6 +702,23 @@ def test_ravdess_names_are_read_and_takes_counted_once(tmp_path):
     assert known["Actor_12/01-01-06-01-02-01-12.mp4"].label == "fearful"
     assert known["Actor_02/02-01-01-01-02-01-02.mp4"].subject_id == "Actor_02"
     assert len(known) == 2 and "emotion 09" in next(iter(reasons(found).values()))
+
+
+@pytest.mark.parametrize("name", ["ravdess", "crema-d", "folder"])
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch, name):
+    touch(tmp_path / "Actor_01/01-01-01-01-01-01-01.mp4")
+    touch(tmp_path / "VideoFlash/1001_DFA_ANG_XX.flv")
+    listed, bad = os.scandir, tmp_path / "Actor_02"
+    bad.mkdir()
+
+    def faulty(path):
+        if Path(path) == bad:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", faulty)
+    with pytest.raises(InputError, match=r"Actor_02 cannot be listed \(Input/output error\)"):
+        read(name, tmp_path)
 
 
 def test_voxceleb2_people_are_subjects_and_in_one_split(tmp_path):
