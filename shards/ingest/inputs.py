@@ -54,6 +54,13 @@ class Annotation:
     licence: str | None = None
     patch_id: str | None = None
 
+    @property
+    def of_the_whole(self) -> bool:
+        """Whether it says what the video shows: of a part of it that may not be true."""
+        numbers = self.valence, self.arousal
+        said = self.label, self.objective_class, self.votes, self.marks, self.action_units
+        return any(said) or any(number is not None for number in numbers)
+
 
 @dataclass(frozen=True, slots=True)
 class Item:

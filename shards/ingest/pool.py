@@ -66,7 +66,7 @@ def outcomes(
 def job_of(item: Item, out: Path, settings: IngestSettings) -> dict[str, Any]:
     """What the disposable process is told to do with a video."""
     a = item.annotation
-    whole = a is not None and (a.label is not None or bool(a.marks))
+    whole = a is not None and a.of_the_whole
     marks = dict(a.marks) if a else {}
     frames = asdict(item.frames) if item.frames else None
     return job(item.path, out, settings, kind="clips", whole=whole, marks=marks, frames=frames)

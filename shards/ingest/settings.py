@@ -44,7 +44,7 @@ class IngestSettings:
     """What decides a clip's one crop: the face's whole way, or its place in the onset frame (the
     first one where no onset is annotated), as is usual for micro-expressions."""
     cuts: Cuts = "split"
-    """Whether a clip ends where a new shot begins. Videos with annotated frames, and labelled ones
+    """Whether a clip ends where a new shot begins. Videos with annotated frames, and annotated ones
     that are already cropped, are never split."""
     margin: float = 0.25
     """Added around the face on each side, as a share of the face's width."""
@@ -55,9 +55,9 @@ class IngestSettings:
     min_frames: int = 16
     """Shortest clip kept, in frames."""
     clip_seconds: float = 10.0
-    """Unlabelled videos are cut into segments of this length."""
+    """Videos of which nothing is annotated are cut into segments of this length."""
     max_seconds: float = 60.0
-    """Longest clip that stays whole because it is labelled (or handed to `extract_face`)."""
+    """Longest clip that stays whole because it is annotated (or handed to `extract_face`)."""
     max_side: int = 1920
     """Decoded pictures are scaled down to this longer side before anything else looks at them."""
     timeout: float = 600.0

@@ -25,6 +25,7 @@ from shards.ingest.faces import Sighting, crop_box, tracks, whole_pixels
 from shards.ingest.inputs import Annotation, InputError, Item, key_of
 from shards.ingest.isolate import Sandbox, job
 from shards.ingest.picture import Deinterlacer, chain, turned
+from shards.ingest.pool import job_of
 from shards.ingest.read import Video
 from shards.ingest.request import listing
 from shards.ingest.settings import DetectorName
@@ -694,6 +695,25 @@ def test_annotations_reach_the_records(videos, tmp_path):
     assert (made.labels, made.splits) == (("anger", "joy"), {"test": 1, "train": 2})
     assert "columns not used: age" in made.notes
     assert Manifest.open(made.out).rejected == {"test": 1}, "so that coverage can count it"
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "whole"),
+    [
+        ("valence", "0.0", True),
+        ("arousal", "-0.5", True),
+        ("votes", '"{""joy"": 3}"', True),
+        ("action_units", "4+L10", True),
+        ("objective_class", "II", True),
+        ("subject_id", "s1", False),
+        ("split", "test", False),
+    ],
+)
+def test_what_an_annotation_says_of_a_video_keeps_it_whole(tmp_path, column, cell, whole):
+    (tmp_path / "v.mp4").touch()
+    file = annotate(tmp_path, f"path,{column}\nv.mp4,{cell}\n")
+    [item], _, _ = read_annotations(file, tmp_path)
+    assert job_of(item, tmp_path, PLAIN)["whole"] == whole
 
 
 def test_marks_move_with_what_was_left_out(tmp_path):
