@@ -68,6 +68,7 @@ DATASET = Dataset(
         "CASME2_RAW_selected/sub01/EP02_01f/img46.jpg, or Cropped/sub01/EP02_01f/reg_img46.jpg",
     ),
     read=_read,
+    honours=("context",),
     version="coding of 2014-05-08",
     classes=("others", "disgust", "happiness", "repression", "surprise", "sadness", "fear"),
     expected=Expected(

@@ -83,6 +83,7 @@ DATASET = Dataset(
         "part_A/spNO.1/a/color/116.jpg, or Part_A_ME_clip/frame/spNO.1_a_116/116.jpg",
     ),
     read=_read,
+    honours=("context",),
     version="part A, JpgIndex v2",
     classes=("anger", "disgust", "fear", "happy", "others", "sad", "surprise"),
     expected=Expected(clips=860, subjects=94),

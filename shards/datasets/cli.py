@@ -49,6 +49,8 @@ def _more(one: Dataset) -> Iterator[str]:
         yield from _row("licence", one.licence)
     if one.classes:
         yield from _row("classes", ", ".join(one.classes))
+    if one.honours:
+        yield from _row("also", ", ".join(f"--{name}" for name in one.honours))
     if one.folds:
         yield from _row("folds", f"--fold 1 … {one.folds}; without, fold1 … as names of splits")
     for variant in one.variants:

@@ -39,6 +39,9 @@ def _check_request(dataset: Dataset, root: Path, options: Options) -> None:
         raise InputError(f"--fold is {options.fold}; {dataset.title} has folds: {known}")
     if options.variant is not None and not dataset.variants:
         raise InputError(f"{dataset.title} comes in one form; leave out --variant")
+    for name in ("fps", "context"):
+        if getattr(options, name) and name not in dataset.honours:
+            raise InputError(f"--{name} changes nothing of {dataset.title}; leave it out")
     if options.annotations is not None and dataset.name != "table":
         raise InputError(
             f"{dataset.title} brings its own annotations; leave out --annotations, or take "

@@ -74,6 +74,8 @@ class Dataset:
     """What lies below the root, in words, a line each."""
     read: Callable[[Dataset, Path, Options], Collected]
     """Items without keys, in any order; `collect` adds what all data sets have."""
+    honours: tuple[str, ...] = ()
+    """Of the options that few data sets have a use for, `fps` and `context`, those of this one."""
     classes: tuple[str, ...] = ()
     expected: Expected = Expected()
     version: str = ""

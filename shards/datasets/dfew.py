@@ -83,6 +83,7 @@ DATASET = Dataset(
         "Clip/original/part_k/N.mp4, or pictures: Clip/{clip_224x224,jpg_256,…_16f}/00001/1.jpg",
     ),
     read=_read,
+    honours=("fps",),
     classes=CLASSES,
     expected=Expected(clips=11_697),
     folds=5,

@@ -52,6 +52,7 @@ DATASET = Dataset(
         "2_ClipsforFaceCrop/<Scene>/<Emotion>/0010/*.jpg",
     ),
     read=_read,
+    honours=("fps",),
     classes=("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"),
     expected=Expected(clips=38_935, splits={"train": 31_088, "test": 7_847}),
     variants=(

@@ -61,4 +61,5 @@ DATASET = Dataset(
     own=True,
     layout=("video files, at any depth", "folders of pictures: 0001.jpg … (with --fps)"),
     read=_read,
+    honours=("fps",),
 )

@@ -44,6 +44,7 @@ DATASET = Dataset(
         "data/clips/00025.mp4, or data/frames/00025/0000.png",
     ),
     read=_read,
+    honours=("fps",),
     classes=(
         *("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
         *("contempt", "anxiety", "helplessness", "disappointment"),

@@ -64,6 +64,7 @@ DATASET = Dataset(
     ask="http://www.dpailab.com/database.html",
     layout=("MMEW_Micro_Exp.xlsx", "Micro_Expression/<emotion>/S01-01-001/1.jpg"),
     read=_read,
+    honours=("context",),
     classes=("surprise", "disgust", "others", "happiness", "fear", "sadness", "anger"),
     expected=Expected(
         clips=300,

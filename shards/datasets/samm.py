@@ -67,6 +67,7 @@ DATASET = Dataset(
         "SAMM/006/006_1_2/006_05562.jpg, or cropped SAMM_CROP/006/006_1_2/006_05562.jpg",
     ),
     read=_read,
+    honours=("context",),
     version="v2",
     classes=(
         *("anger", "happiness", "other", "surprise"),

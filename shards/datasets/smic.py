@@ -68,6 +68,8 @@ def _long(dataset: Dataset, root: Path, frames: Path, options: Options) -> Colle
 
 def _cut(dataset: Dataset, root: Path, frames: Path, options: Options) -> Collected:
     """Folders that hold a micro-expression each, from onset to offset; nothing else is needed."""
+    if options.context:
+        raise InputError("SMIC's cut clips have no frames around them; leave out --context")
     found = Collected([])
     for folder in matching(frames, "s*/micro/*/*"):
         relative = folder.relative_to(root).as_posix()
@@ -116,6 +118,7 @@ DATASET = Dataset(
         "or HS/s01/micro/negative/s1_ne_01/image17581039.jpg alone",
     ),
     read=_read,
+    honours=("context",),
     classes=("negative", "positive", "surprise"),
     expected=Expected(
         clips=164, subjects=16, labels={"negative": 70, "positive": 51, "surprise": 43}

@@ -34,4 +34,5 @@ DATASET = Dataset(
     ),
     own=True,
     read=_read,
+    honours=("fps",),
 )

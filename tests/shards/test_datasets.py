@@ -63,6 +63,7 @@ def test_one_data_set_is_told_in_full(capsys):
     assert main(["datasets", "samm"]) == 0
     out = capsys.readouterr().out
     assert "samm-1/apex-028_4_1" in out and "contempt" in out and "[github.com/tvaranka" in out
+    assert "also        --context\n" in out
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(tmp_path, capsys):
@@ -112,6 +113,8 @@ def test_a_wrong_root_says_what_was_looked_for_and_where(tmp_path, name, looked_
         (["--dataset", "ravdess", "--root", ".", "--variant", "x"], "comes in one form"),
         (["--dataset", "samm", "--root", ".", "--annotations", "x.csv"], "its own annotations"),
         (["--dataset", "folder", "--root", ".", "--fps", "-1"], "--fps is -1"),
+        (["--dataset", "samm", "--root", ".", "--fps", "50"], "--fps changes nothing of SAMM"),
+        (["--dataset", "ravdess", "--root", ".", "--context", "5"], "nothing of RAVDESS; leave it"),
         ([".", "--fold", "1"], "--fold goes with --dataset"),
         ([".", "--context", "3"], "--context goes with --dataset"),
         ([], "name a folder of videos"),
@@ -530,6 +533,8 @@ def test_smic_clips_that_are_cut_already_need_no_coding_file(tmp_path):
     assert dict(found.items[0].annotation.marks) == {"onset": 0, "apex": 4, "offset": 8}
     assert "no picture" in reasons(found)["HS/s02/micro/positive/s2_po_01"]
     assert found.settings["detector"] == "haar"
+    with pytest.raises(InputError, match="no frames around them; leave out --context"):
+        read("smic", tmp_path, context=5)
     (tmp_path / "SMIC_all_cropped").mkdir()
     (tmp_path / "HS").rename(tmp_path / "SMIC_all_cropped/HS")
     assert read("smic", tmp_path).settings["detector"] == "none"
