@@ -24,7 +24,6 @@ from shards.ingest.storage import PATIENCE, StorageFault, begins
 from shards.patience import patiently
 
 ROOT = Path(__file__).resolve().parents[2]
-STARTS_WITHIN = 120.0
 START = "import sys; sys.path.insert(0, {root!r}); from shards.ingest.zygote import main; main()"
 RESULT = "result.json"
 FRAMES = "frames.npy"
@@ -111,12 +110,9 @@ class Sandbox:
         except BrokenPipeError:
             line = b""
         if not line:
-            self._end()
-            self._check_open()
-            raise OSError(
-                errno.EAGAIN,
+            raise self._ended(
                 "the process that decodes videos ended: it lacked memory or processes (see the "
-                "messages above); use fewer --jobs",
+                "messages above); use fewer --jobs"
             )
         return json.loads(line)
 
@@ -135,9 +131,14 @@ class Sandbox:
             )
             assert self._process.stdout
             if not self._process.stdout.readline():
-                self._end()
-                raise RuntimeError("the process that decodes videos does not start; see above")
+                raise self._ended("the process that decodes videos does not start; see above")
         return self._process
+
+    def _ended(self, why: str) -> OSError:
+        """For a process that is gone; another may be started in a while."""
+        self._end()
+        self._check_open()
+        return OSError(errno.EAGAIN, why)
 
     def _check_open(self) -> None:
         if self._closed.is_set():

@@ -267,6 +267,7 @@ def test_the_picture_before_a_missing_one_is_shown_twice(tmp_path, sandbox):
     assert [round(v / 15) for v in shown] == [0, 1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10]
 
 
-def test_a_folder_that_is_gone_is_a_reason(tmp_path, sandbox):
+def test_a_folder_that_is_gone_is_a_reason_where_another_is_there(tmp_path, sandbox):
+    save_pictures(tmp_path / "there", range(2))
     with pytest.raises(Rejected, match="cannot be listed"):
         sandbox.run(clip_job(tmp_path / "gone", tmp_path / "o"))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from shards import patience
+from shards.__main__ import main
 from shards.ingest import IngestSettings, Rejected, ingest, isolate, pool, storage
 from shards.ingest.annotations import read_annotations
 from shards.ingest.folder import PictureFolder
@@ -131,6 +132,18 @@ def test_a_process_that_is_killed_from_outside_is_begun_anew(tmp_path, sandbox, 
     assert frames_of(sandbox.run(frames_job(long, tmp_path / "out"))) == 1500
     killer.join()
     assert (sandbox._started().pid == zygote) == (whose == "the video's")
+
+
+def test_a_process_that_does_not_start_is_tried_again_and_then_told_in_a_line(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(pool, "Sandbox", lambda: Sandbox(patience=0.3))
+    monkeypatch.setattr(isolate, "START", "import os; {root!r}; os._exit(1)")
+    many(tmp_path / "v", 1)
+    assert main(["ingest", str(tmp_path / "v"), "--out", str(tmp_path / "o")]) == 2
+    told = capsys.readouterr().err
+    assert "decodes videos does not start" in told and "Traceback" not in told
 
 
 # --- what is gone for one video, and what for all ---------------------------------------------
