@@ -24,7 +24,7 @@ from finetune.recipes import vit_b
 from shards.batch import ClipBatch
 from shards.config import DataConfig
 from shards.draws_device import augmented
-from shards.ingest import ingest
+from shards.ingest.run import ingest
 from shards.plan.measure import measure
 from shards.reader import Collection
 from shards.render import render_dataset

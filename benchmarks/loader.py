@@ -45,8 +45,8 @@ from numpy.typing import NDArray
 from benchmarks.rows import append, processor, quantile
 from shards.augment import AugmentConfig, cut
 from shards.frames import decode, decode_each, draw_indices
-from shards.ingest import extract_face
 from shards.ingest.encode import ClipWriter
+from shards.ingest.extract import extract_face
 from shards.render import render_dataset
 from shards.workers import preparation
 

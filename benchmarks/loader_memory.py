@@ -23,7 +23,8 @@ from benchmarks.rows import append, processor
 from shards.augment import AugmentConfig
 from shards.config import DataConfig
 from shards.index import index_name
-from shards.ingest import IngestSettings, ingest
+from shards.ingest.run import ingest
+from shards.ingest.settings import IngestSettings
 from shards.manifest import Manifest, write_manifest
 from shards.render import render_dataset
 from shards.stream import open_clips

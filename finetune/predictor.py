@@ -30,7 +30,7 @@ from mira.tubelets import normalise
 from mira.weights import load_artifact
 from shards.augment import view_crops
 from shards.frames import view_indices
-from shards.ingest import FaceClip, extract_face
+from shards.ingest.extract import FaceClip, extract_face
 from shards.ingest.models import ModelError, with_model
 from shards.ingest.settings import Rejected
 from shards.labelling import flow_of

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from shards.augment import AugmentConfig, ViewConfig, view_crops
 from shards.frames import decode
-from shards.ingest import IngestSettings, ingest
 from shards.ingest.annotations import action_units, read_annotations
+from shards.ingest.run import ingest
+from shards.ingest.settings import IngestSettings
 from shards.labelling import units_present, vote_shares
 from shards.manifest import Manifest
 from shards.marks import marked, pair_of

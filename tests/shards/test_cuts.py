@@ -5,10 +5,12 @@ import csv
 import numpy as np
 import pytest
 
-from shards.ingest import IngestSettings, Rejected, extract_face, ingest
 from shards.ingest.cuts import shots
+from shards.ingest.extract import extract_face
 from shards.ingest.isolate import Sandbox, job
 from shards.ingest.read import Video
+from shards.ingest.run import ingest
+from shards.ingest.settings import IngestSettings, Rejected
 from shards.ingest.timing import Span, split_at
 from shards.render import ClipSpec, Expression, Face, Scene, render_clip
 from tests.shards.test_ingest import pictures, rows_of, save

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from shards.__main__ import main
-from shards.ingest import extract_face
 from shards.ingest.detect import detector
+from shards.ingest.extract import extract_face
 from shards.ingest.faces import crop_box, whole_pixels
 from shards.ingest.folder import PictureFolder
 from shards.ingest.isolate import Sandbox, job

@@ -10,7 +10,7 @@ import pytest
 
 from shards.__main__ import main
 from shards.derived import read_derived
-from shards.ingest import IngestSettings
+from shards.ingest.settings import IngestSettings
 from shards.manifest import Manifest
 from shards.motion import flow, strain
 from shards.verify import verify

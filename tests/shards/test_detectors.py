@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from shards.__main__ import main
-from shards.ingest import IngestSettings, extract_face
 from shards.ingest.detect import detector
+from shards.ingest.extract import extract_face
 from shards.ingest.models import KNOWN, ModelError, with_model
+from shards.ingest.settings import IngestSettings
 from shards.manifest import Manifest
 from tests.shards.test_ingest import rows_of, save
 

@@ -14,10 +14,11 @@ import pytest
 
 from shards.__main__ import main
 from shards.index import IndexRow, ManifestError, index_shard
-from shards.ingest import IngestSettings, ingest
 from shards.ingest.annotations import read_annotations
 from shards.ingest.inputs import InputError
 from shards.ingest.request import listing
+from shards.ingest.run import ingest
+from shards.ingest.settings import IngestSettings
 from shards.ledger import Failure, Ledger, read_named
 from shards.manifest import Manifest
 from shards.verify import verify

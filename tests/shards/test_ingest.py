@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from shards.index import IndexRow
-from shards.ingest import IngestError, IngestSettings, Rejected, clips, extract_face, ingest
+from shards.ingest import clips
 from shards.ingest.annotations import read_annotations
 from shards.ingest.detect import DETECTORS, detector, turn_of
 from shards.ingest.encode import ClipWriter
+from shards.ingest.extract import extract_face
 from shards.ingest.faces import Sighting, crop_box, tracks, whole_pixels
 from shards.ingest.inputs import Annotation, InputError, Item, key_of
 from shards.ingest.isolate import Sandbox, job
@@ -28,7 +29,8 @@ from shards.ingest.picture import Deinterlacer, chain, turned
 from shards.ingest.pool import job_of
 from shards.ingest.read import Video
 from shards.ingest.request import listing
-from shards.ingest.settings import DetectorName
+from shards.ingest.run import IngestError, ingest
+from shards.ingest.settings import DetectorName, IngestSettings, Rejected
 from shards.ingest.splits import hold_out, label_order
 from shards.ingest.survey import Source, survey
 from shards.ingest.timing import Span, continuous, cut_evenly, cut_whole, frame_rate, shown

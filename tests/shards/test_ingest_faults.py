@@ -14,12 +14,14 @@ import pytest
 
 from shards import patience
 from shards.__main__ import main
-from shards.ingest import IngestSettings, Rejected, ingest, isolate, pool, storage
+from shards.ingest import isolate, pool, storage
 from shards.ingest.annotations import read_annotations
 from shards.ingest.folder import PictureFolder
 from shards.ingest.isolate import Sandbox, job
 from shards.ingest.numbering import FrameFolder
 from shards.ingest.request import listing, request_of
+from shards.ingest.run import ingest
+from shards.ingest.settings import IngestSettings, Rejected
 from tests.shards.make import video
 from tests.shards.test_ingest import child_of, pictures, save
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from shards.ingest import IngestSettings, cluster, ingest
+from shards.ingest import cluster
 from shards.ingest.publish import aside_of
+from shards.ingest.run import ingest
+from shards.ingest.settings import IngestSettings
 from shards.render.dataset import render_dataset
 from shards.verify import verify
 from tests.runs import local_ray

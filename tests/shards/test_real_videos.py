@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from shards.ingest import IngestSettings, Rejected, ingest
 from shards.ingest.isolate import Sandbox, job
 from shards.ingest.read import Video
+from shards.ingest.run import ingest
+from shards.ingest.settings import IngestSettings, Rejected
 from shards.manifest import Manifest
 from shards.verify import verify
 

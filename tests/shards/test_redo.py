@@ -16,11 +16,12 @@ import pytest
 from shards.__main__ import main
 from shards.config import DataConfig
 from shards.index import index_name
-from shards.ingest import IngestError, IngestSettings, ingest
 from shards.ingest.inputs import InputError
 from shards.ingest.journal import finished_shards
 from shards.ingest.publish import aside_of
 from shards.ingest.redo import redo, settings_of
+from shards.ingest.run import IngestError, ingest
+from shards.ingest.settings import IngestSettings
 from shards.ledger import Failure, Ledger
 from shards.manifest import Manifest
 from shards.stream import open_clips

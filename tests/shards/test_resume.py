@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from shards.__main__ import main
-from shards.ingest import IngestError, IngestSettings, ingest
 from shards.ingest.inputs import InputError, keyed
 from shards.ingest.journal import finished_shards
 from shards.ingest.progress import Lines, pace
 from shards.ingest.publish import aside_of
+from shards.ingest.run import IngestError, ingest
+from shards.ingest.settings import IngestSettings
 from shards.verify import verify
 from tests.shards.make import video
 
