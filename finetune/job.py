@@ -31,13 +31,13 @@ from finetune.predictor_config import artifact_folder, other_crops, weights_of
 from finetune.predictor_package import package
 from finetune.recipes import RECIPES, FinetuneConfig
 from finetune.task import ClassifyTask
+from launch import registry
 from launch.checkpoint import Checkpoints
 from launch.cluster import WorkerContext
 from launch.config import absolute_paths, from_dict, parse, to_dict
 from launch.engine import fit
 from launch.fetching import fetch
 from launch.job import agreement, attached, command, drive, summarise
-from launch.registry import register_predictor
 from launch.store import store_uri
 from launch.tracking import RunHandle
 from shards.ledger import Ledger
@@ -214,9 +214,10 @@ def publish(
             "command again: the training is finished and kept"
         ) from error
     Predictor.load(packed, device="cpu")  # before an alias leads anybody to it
-    version = register_predictor(
+    version = registry.publish(
         handle,
         packed,
+        kind="predictor",
         weights=weights_of(packed),
         name=config.tracking.register,
         alias=config.tracking.alias,

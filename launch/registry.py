@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from launch.store import StoreError, check_names, connect
 from launch.tracking import RunHandle
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 WEIGHTS = "weights.sha256"  # tag of a version, set when all else of it is done
+Kind = Literal["encoder", "predictor"]
+HOLDS: dict[Kind, str] = {"encoder": "model.safetensors", "predictor": "MLmodel"}
 LISTED = 20  # names, at most, in a message about one that does not exist
 
 
@@ -40,54 +42,14 @@ class Published:
         return f"{self.uri} (@{self.alias})" if self.alias else self.uri
 
 
-def register_encoder(
-    run: RunHandle, folder: str | Path, *, name: str, alias: str | None = None
-) -> Published:
-    """Publish an encoder's artifact folder as the next version of `name`.
-
-    Raises:
-        FileNotFoundError: `folder` is not an artifact folder.
-        StoreError: see `publish`.
-    """
-    _require(Path(folder), "model.safetensors", "the folder that the training wrote")
-    weights = Path(folder, "model.safetensors")
-    return publish(run, folder, kind="encoder", weights=weights, name=name, alias=alias)
-
-
-def register_predictor(
-    run: RunHandle,
-    folder: str | Path,
-    *,
-    weights: Path,
-    name: str | None,
-    alias: str | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> Published:
-    """Publish a complete MLflow model, which loads and serves by itself, as the next version.
-
-    Args:
-        folder: written by `finetune.predictor_package.package`.
-        weights: see `publish`.
-        name: in the registry; None logs the model with its run only.
-        tags: what whoever finds it there must know.
-
-    Raises:
-        FileNotFoundError: `folder` is not an MLflow model.
-        StoreError: see `publish`.
-    """
-    _require(Path(folder), "MLmodel", "what finetune.predictor_package.package wrote")
-    how = {"kind": "predictor", "weights": weights, "tags": tags}
-    return publish(run, folder, name=name, alias=alias, **how)
-
-
 def publish(
     run: RunHandle,
     folder: str | Path,
     *,
-    kind: str,
+    kind: Kind,
     weights: Path,
     name: str | None,
-    alias: str | None,
+    alias: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> Published:
     """Log a folder as a model of a run, register it under `name`, and point `alias` at it.
@@ -96,12 +58,19 @@ def publish(
     the same weights, is returned as it is: its alias may have been moved since, on purpose.
 
     Args:
-        weights: the file whose content tells.
+        kind: `encoder`, an artifact folder of `mira.weights`, or `predictor`, a complete MLflow
+            model, which loads and serves by itself.
+        weights: the file in it whose content tells.
+        name: in the registry; None logs the model with its run only.
+        tags: what whoever finds it there must know.
 
     Raises:
+        FileNotFoundError: `folder` is none of its kind.
         StoreError: the name or alias is not one that MLflow takes.
     """
     check_names(name, alias)
+    if not Path(folder, HOLDS[kind]).is_file():
+        raise FileNotFoundError(f"{folder} holds no {HOLDS[kind]}: it is no {kind}")
     client, tags = connect(run.uri), {"kind": kind, **(tags or {})}
     digest = _sha256(weights)
     if name is not None and (known := _published(client, run.run_id, name, digest)):
@@ -118,14 +87,6 @@ def publish(
         client.set_registered_model_alias(name, alias, str(version))
     client.set_model_version_tag(name, str(version), WEIGHTS, digest)
     return Published(f"models:/{name}/{version}", name, version, alias)
-
-
-def set_alias(uri: str, name: str, *, version: int, alias: str) -> None:
-    """Point `alias` of a registered model at a version. Raises StoreError if there is none."""
-    check_names(name, alias)
-    client = connect(uri)
-    _version(client, uri, name, version=str(version), alias=None)
-    client.set_registered_model_alias(name, alias, str(version))
 
 
 def resolve(reference: str, *, uri: str) -> str:
@@ -234,8 +195,3 @@ def parse(reference: str) -> tuple[str, str | None, str | None]:
         f"{reference!r} names no model: write models:/NAME@ALIAS (models:/encoder@champion), "
         "models:/NAME/VERSION or runs:/RUN/PATH"
     )
-
-
-def _require(folder: Path, name: str, meant: str) -> None:
-    if not (folder / name).is_file():
-        raise FileNotFoundError(f"{folder} holds no {name}; pass {meant}")

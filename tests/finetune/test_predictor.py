@@ -105,7 +105,8 @@ def store(packed, tmp_path_factory) -> str:
     output = tmp_path_factory.mktemp("store") / "out"
     run = create_run(TrackingConfig(), output=str(output), config={}, origin={})
     weights = weights_of(packed)
-    registry.register_predictor(run, packed, weights=weights, name="expressions", alias="champion")
+    how = {"kind": "predictor", "weights": weights}
+    registry.publish(run, packed, **how, name="expressions", alias="champion")
     return run.uri
 
 

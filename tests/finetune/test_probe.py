@@ -27,9 +27,9 @@ from finetune.probes.features import Features, FeatureTask, joined
 from finetune.probes.figures import probe
 from finetune.probes.frozen import Standard, choose_penalty, fit_linear, held_out, nearest
 from finetune.probes.networks import MeanToken, Sizes, open_network
+from launch import registry
 from launch.cluster import ClusterConfig
 from launch.record import create_run
-from launch.registry import register_encoder
 from launch.store import connect
 from launch.tracking import TrackingConfig
 from mira.encoder import EncoderConfig
@@ -539,7 +539,8 @@ def hash_on_record(result) -> str:
 def test_a_registered_encoder_is_found_by_its_alias(place, tmp_path, capsys):
     tracking = probed(place, tmp_path).tracking
     run = create_run(tracking, output=str(tmp_path), config={}, origin={})
-    register_encoder(run, place / "encoder", name="tiny", alias="champion")
+    how = {"kind": "encoder", "weights": place / "encoder/model.safetensors"}
+    registry.publish(run, place / "encoder", **how, name="tiny", alias="champion")
     line = [
         *("--model", "models:/tiny@champion", "--shards", str(place / "shards")),
         *("--tracking.uri", tracking.uri, "--cluster.output", str(tmp_path / "out")),

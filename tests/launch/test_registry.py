@@ -33,8 +33,13 @@ def encoder(tmp_path):
     return make
 
 
+def publish(run, folder, **how):
+    weights = folder / "model.safetensors"
+    return registry.publish(run, folder, kind="encoder", weights=weights, **how)
+
+
 def test_an_alias_leads_back_to_the_folder_that_was_registered(run, encoder, tmp_path):
-    made = registry.register_encoder(run, encoder(), name="faces", alias="champion")
+    made = publish(run, encoder(), name="faces", alias="champion")
     assert str(made) == "models:/faces/1 (@champion)"
     found = fetch("models:/faces@champion", uri=run.uri, into=tmp_path / "got")
     assert found.parent == tmp_path / "got"
@@ -44,7 +49,7 @@ def test_an_alias_leads_back_to_the_folder_that_was_registered(run, encoder, tmp
 
 def test_the_alias_moves_to_the_new_version_and_old_versions_stay(run, encoder, tmp_path):
     for content in ("first", "second"):
-        made = registry.register_encoder(run, encoder(content), name="moving", alias="champion")
+        made = publish(run, encoder(content), name="moving", alias="champion")
     assert made.version == 2
     contents = {
         name: (
@@ -55,27 +60,18 @@ def test_the_alias_moves_to_the_new_version_and_old_versions_stay(run, encoder, 
     assert contents == {"@champion": "second", "/1": "first", "/2": "second", "/latest": "second"}
 
 
-def test_an_alias_can_be_set_back(run, encoder):
-    for content in ("first", "second"):
-        registry.register_encoder(run, encoder(content), name="back", alias="champion")
-    registry.set_alias(run.uri, "back", version=1, alias="champion")
-    assert registry.resolve("models:/back@champion", uri=run.uri) == "models:/back/1"
-    with pytest.raises(StoreError, match="no version 7; it has 1, 2"):
-        registry.set_alias(run.uri, "back", version=7, alias="champion")
-
-
 def test_what_a_run_published_before_is_found_and_its_alias_stays_where_it_was_put(run, encoder):
     """The same command, given again for a finished job, moved the alias back to its model."""
     for content in ("first", "second"):
-        registry.register_encoder(run, encoder(content), name="once", alias="champion")
-    registry.set_alias(run.uri, "once", version=1, alias="champion")
-    again = registry.register_encoder(run, encoder("second"), name="once", alias="champion")
+        publish(run, encoder(content), name="once", alias="champion")
+    connect(run.uri).set_registered_model_alias("once", "champion", "1")
+    again = publish(run, encoder("second"), name="once", alias="champion")
     assert str(again) == "models:/once/2"
     assert registry.resolve("models:/once@champion", uri=run.uri) == "models:/once/1"
     assert registry.resolve("models:/once/latest", uri=run.uri) == "models:/once/2"
     output = str(encoder().parent / "other/out")
     other = create_run(TrackingConfig(uri=run.uri), output=output, config={}, origin={})
-    theirs = registry.register_encoder(other, encoder("second"), name="once", alias="champion")
+    theirs = publish(other, encoder("second"), name="once", alias="champion")
     assert str(theirs) == "models:/once/3 (@champion)", "of another run"
 
 
@@ -87,14 +83,14 @@ def test_a_version_whose_alias_could_not_be_set_is_published_again(run, encoder,
 
     monkeypatch.setattr(client, "set_registered_model_alias", killed)
     with pytest.raises(KeyboardInterrupt):
-        registry.register_encoder(run, encoder("half"), name="halfway", alias="champion")
+        publish(run, encoder("half"), name="halfway", alias="champion")
     monkeypatch.undo()
-    made = registry.register_encoder(run, encoder("half"), name="halfway", alias="champion")
+    made = publish(run, encoder("half"), name="halfway", alias="champion")
     assert str(made) == "models:/halfway/2 (@champion)"
 
 
 def test_a_version_names_its_kind_and_run(run, encoder):
-    registry.register_encoder(run, encoder(), name="linked")
+    publish(run, encoder(), name="linked")
     version = connect(run.uri).get_model_version("linked", "1")
     digest = hashlib.sha256(b"weights").hexdigest()
     assert version.tags == {"kind": "encoder", "weights.sha256": digest}
@@ -108,7 +104,9 @@ def test_a_model_without_a_name_is_logged_with_its_run(run, tmp_path):
     folder.mkdir()
     (folder / "MLmodel").write_text("flavors: {}")
     weights = folder / "MLmodel"
-    made = registry.register_predictor(run, folder, weights=weights, name=None, alias="champion")
+    made = registry.publish(
+        run, folder, kind="predictor", weights=weights, name=None, alias="champion"
+    )
     assert made.name is None
     found = fetch(made.uri, uri=run.uri, into=tmp_path / "got")
     assert (found / "MLmodel").exists()
@@ -126,9 +124,8 @@ def test_artifacts_of_a_run_are_fetched_by_path(run, encoder, tmp_path):
 
 def test_a_model_that_a_run_logged_is_fetched_by_its_kind(run, encoder, tmp_path):
     for content in ("first", "second"):
-        weights = encoder(content) / "model.safetensors"
-        registry.publish(run, weights.parent, kind="probe", weights=weights, name=None, alias=None)
-    found = fetch(f"runs:/{run.run_id}/probe", uri=run.uri, into=tmp_path / "got")
+        publish(run, encoder(content), name=None)
+    found = fetch(f"runs:/{run.run_id}/encoder", uri=run.uri, into=tmp_path / "got")
     assert (found / "model.safetensors").read_text() == "second"
 
 
@@ -140,7 +137,7 @@ def test_a_path_is_taken_as_it_is(run, encoder, tmp_path):
 
 
 def test_a_name_that_does_not_exist_lists_those_that_do(run, encoder, tmp_path):
-    registry.register_encoder(run, encoder(), name="expressions")
+    publish(run, encoder(), name="expressions")
     with pytest.raises(StoreError) as caught:
         fetch("models:/expresions@champion", uri=run.uri, into=tmp_path / "got")
     message = str(caught.value)
@@ -151,7 +148,7 @@ def test_a_name_that_does_not_exist_lists_those_that_do(run, encoder, tmp_path):
 
 
 def test_an_alias_or_version_that_does_not_exist_lists_those_that_do(run, encoder, tmp_path):
-    registry.register_encoder(run, encoder(), name="listed", alias="tested")
+    publish(run, encoder(), name="listed", alias="tested")
     with pytest.raises(StoreError, match=r"no alias @champion; it has @tested \(version 1\)"):
         fetch("models:/listed@champion", uri=run.uri, into=tmp_path / "got")
     with pytest.raises(StoreError, match="no version 3; it has 1"):
@@ -183,9 +180,10 @@ def test_a_store_that_does_not_exist_is_named_and_not_made(tmp_path):
 
 def test_a_folder_that_is_no_model_is_refused(run, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
-        registry.register_encoder(run, tmp_path, name="faces")
-    with pytest.raises(FileNotFoundError, match=r"predictor_package\.package"):
-        registry.register_predictor(run, tmp_path, weights=tmp_path / "none", name="faces")
+        publish(run, tmp_path, name="faces")
+    how = {"kind": "predictor", "weights": tmp_path / "none", "name": "faces"}
+    with pytest.raises(FileNotFoundError, match="holds no MLmodel: it is no predictor"):
+        registry.publish(run, tmp_path, **how)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a:b", "a@b", "a'b"])
@@ -194,7 +192,7 @@ def test_a_name_that_cannot_be_registered_is_refused_before_anything_is_uploaded
 ):
     before = len(connect(run.uri).get_run(run.run_id).outputs.model_outputs)
     with pytest.raises(StoreError, match="model name"):
-        registry.register_encoder(run, encoder(), name=name)
+        publish(run, encoder(), name=name)
     assert len(connect(run.uri).get_run(run.run_id).outputs.model_outputs) == before
 
 
@@ -212,7 +210,7 @@ def test_an_upload_that_fails_leaves_no_version(run, encoder, monkeypatch):
 
     monkeypatch.setattr(client, "log_model_artifacts", no_room)
     with pytest.raises(OSError, match="No space left"):
-        registry.register_encoder(run, encoder(), name="unfinished", alias="champion")
+        publish(run, encoder(), name="unfinished", alias="champion")
     monkeypatch.undo()
     with pytest.raises(StoreError, match="no model 'unfinished'"):
         registry.resolve("models:/unfinished@champion", uri=run.uri)
@@ -220,10 +218,10 @@ def test_an_upload_that_fails_leaves_no_version(run, encoder, monkeypatch):
 
 def test_what_was_fetched_stays_as_it_is_for_the_job_that_reads_it(run, encoder, tmp_path):
     """Another job, refused a moment later, put its own weights in the place of a running one's."""
-    registry.register_encoder(run, encoder("first"), name="again", alias="champion")
+    publish(run, encoder("first"), name="again", alias="champion")
     reading = fetch("models:/again@champion", uri=run.uri, into=tmp_path / "got")
     inode = (reading / "model.safetensors").stat().st_ino
-    registry.register_encoder(run, encoder("second"), name="again", alias="champion")
+    publish(run, encoder("second"), name="again", alias="champion")
     other = fetch("models:/again@champion", uri=run.uri, into=tmp_path / "got")
     assert (other / "model.safetensors").read_text() == "second"
     assert (reading / "model.safetensors").read_text() == "first"

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 
+from launch import registry
 from launch.fetching import fetch
 from launch.outbox import Outbox
 from launch.provenance import provenance, source_hash, source_revision
 from launch.record import closing_run, continue_run, create_run, remember
-from launch.registry import register_encoder
 from launch.store import StoreError, connect, store_uri
 from launch.tracking import RunHandle, SilentTracker, Tracker, TrackingConfig, latest
 
@@ -409,7 +409,8 @@ def test_a_run_on_a_server_is_the_same(tmp_path):
         assert steps_of(handle, "loss") == [1]
         (tmp_path / "encoder").mkdir()
         (tmp_path / "encoder/model.safetensors").write_text("weights")
-        register_encoder(handle, tmp_path / "encoder", name="faces", alias="champion")
+        how = {"kind": "encoder", "weights": tmp_path / "encoder/model.safetensors"}
+        registry.publish(handle, tmp_path / "encoder", **how, name="faces", alias="champion")
         found = fetch("models:/faces@champion", uri=uri, into=tmp_path / "got")
         assert (found / "model.safetensors").read_text() == "weights"
         assert connect(uri).list_artifacts(handle.run_id, "pictures")[0].file_size == 4
