@@ -32,7 +32,7 @@ from shards.ledger import Ledger
 from shards.plan.preflight import WaitWatch, preflight
 from shards.presence import Lost
 from shards.reader import Collection
-from shards.stream import ClipStream, TooManyFailures, open_clips
+from shards.stream import ClipStream, TooManyFailures, open_clips, open_collection
 from shards.workers import WorkerDied, start_early
 
 PICTURED = 4  # clips in the picture of reconstructions
@@ -87,6 +87,9 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         open_train(config, rank=context.rank, world=context.world, lost=payload["lost"]) as probe,
     ):
         tracker = WaitWatch(tracker, config.data, world=context.world)
+        held_out = probe.collection
+        if split := config.validation_split:
+            held_out = open_collection(replace(config.data, split=split), lost=payload["lost"])
         summary = fit(
             task,
             lambda step: open_train(
@@ -103,9 +106,7 @@ def train(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
             context=context,
             total_steps=config.run.total_steps(probe.steps_per_epoch),
             evaluators=[
-                lambda _, step: measure(
-                    config, task, step, tracker, context, ledger, lost=payload["lost"]
-                )
+                lambda _, step: measure(config, task, step, tracker, context, ledger, held_out)
             ],
         )
         if context.rank == 0:
@@ -161,12 +162,11 @@ def open_train(
 
 
 def open_held_out(
-    config: PretrainConfig, context: WorkerContext, ledger: Ledger, *, lost: Lost | None
+    config: PretrainConfig, context: WorkerContext, ledger: Ledger, collection: Collection
 ) -> ClipStream:
-    """Clips to look at and to measure on: the validation split, or without one, training's."""
-    split = config.validation_split or config.data.split
+    """Clips to look at and to measure on, once each."""
     return open_clips(
-        replace(config.data, split=split),
+        config.data,
         global_batch=config.run.global_batch,
         micro_batch=config.run.micro_batch,
         rank=context.rank,
@@ -174,7 +174,7 @@ def open_held_out(
         train=False,
         pinned=bool(config.cluster.gpus_per_worker),
         ledger=ledger,
-        lost=lost,
+        collection=collection,
     )
 
 
@@ -185,18 +185,21 @@ def measure(
     tracker: Tracker,
     context: WorkerContext,
     ledger: Ledger,
-    *,
-    lost: Lost | None,
+    held_out: Collection,
 ) -> dict[str, float]:
-    """The held-out loss, if a split is named for it, and a picture of what the model sees."""
+    """The loss on `held_out`, if a split is named for it, and a picture of what the model sees.
+
+    `held_out` is the validation split, or without one training's, opened once, whatever the
+    evaluations.
+    """
     if context.rank == 0:
-        with open_held_out(config, context, ledger, lost=lost) as stream:
+        with open_held_out(config, context, ledger, held_out) as stream:
             seen = next((batch for batch in stream if batch.weights.any()), None)
         if seen is not None:
             tracker.figure("reconstruction", picture(task, seen.to(context.device)), step)
     if config.validation_split is None:
         return {}
-    with open_held_out(config, context, ledger, lost=lost) as stream:
+    with open_held_out(config, context, ledger, held_out) as stream:
         found = evaluate(task, stream, LossMeter(), context=context, precision=config.run.precision)
     return {f"{config.validation_split}/{name}": value for name, value in found.items()}
 

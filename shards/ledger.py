@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from shards.place import Remote, locate
+from shards.place import Remote, locate, read_whole
 
 Skip = Mapping[str, frozenset[str]]
 """Keys that are not tried, by the sha256 of their tar."""
@@ -86,7 +86,7 @@ def read_named(
     found: dict[str, Named] = {}
     for name in ledgers:
         try:
-            lines = locate(name, like).read_bytes().splitlines()
+            lines = read_whole(locate(name, like)).splitlines()
             for line in map(json.loads, lines):
                 named = found.setdefault(str(line["sha256"]), Named())
                 if line["kind"] == "sample":

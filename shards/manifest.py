@@ -36,7 +36,7 @@ from shards.index import (
     write_aside,
 )
 from shards.patience import patiently
-from shards.place import DISK_PATIENCE, Remote, locate, open_whole
+from shards.place import DISK_PATIENCE, Remote, locate, open_whole, read_whole
 from shards.schema import SCHEMA
 
 MANIFEST = "manifest.json"
@@ -83,9 +83,10 @@ class Manifest:
         folder = locate(folder)
         path = folder / MANIFEST
         try:
-            raw = path.read_bytes()
+            raw = read_whole(path)
         except OSError as error:
-            raise ManifestError(f"{path} cannot be read ({error.strerror}){_fix(folder)}") from None
+            what = f"cannot be read ({error.strerror})"
+            raise ManifestError(f"{path} {what}{_fix(folder, error)}") from None
         with _uncollected():
             try:
                 data = json.loads(raw)
@@ -250,10 +251,12 @@ def _open(path: Path | Remote, digest: str, size: int) -> int:
         raise broken(path, what, kind=ShardLost) from None
 
 
-def _fix(folder: Path | Remote) -> str:
-    if isinstance(folder, Path):
-        return f": {folder} is no shard folder; write one with `{INGEST} {folder}`"
-    return "; check the address, and that what ingest wrote was copied there"
+def _fix(folder: Path | Remote, error: OSError) -> str:
+    if isinstance(folder, Remote):
+        return "; check the address, and that what ingest wrote was copied there"
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+        return ""  # a folder that is there, on a disk that is not
+    return f": {folder} is no shard folder; write one with `{INGEST} {folder}`"
 
 
 def _parse(data: Any, *, folder: Path | Remote, path: Path | Remote, digest: str) -> Manifest:

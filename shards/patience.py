@@ -98,7 +98,7 @@ def _final(error: Exception, what: str) -> Exception:
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         said = "is not there (404)" if "://" in what else "is not there"
         return FileNotFoundError(errno.ENOENT, said, what)
-    if isinstance(error, PermissionError) or status in (401, 403):
+    if status in (401, 403) or (isinstance(error, PermissionError) and "://" in what):
         said = f"{status or 403} {_words(error)}".strip()
         said = f"access was denied ({said}): check the address and the credentials"
         return PermissionError(errno.EACCES, said, what)

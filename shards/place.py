@@ -21,7 +21,7 @@ from shards.patience import WrongBytes, patiently
 RETRY_SECONDS = 300.0
 """How long a fault that may pass is met by trying again."""
 DISK_PATIENCE = 30.0
-"""The same for opening a file of a mounted folder: network disks have such faults, too."""
+"""The same for a file of a mounted folder: network disks have such faults, too."""
 STALL, SLOWEST = 60.0, 16_384
 """Seconds without a byte, and bytes a second on average after these, that count as a fault."""
 
@@ -133,6 +133,13 @@ def open_whole(place: Path | Remote, digest: str, size: int) -> int:
         return place.open_cached(digest, size)
     flags = os.O_RDONLY | os.O_CLOEXEC
     return patiently(lambda: os.open(place, flags), str(place), limit=DISK_PATIENCE)
+
+
+def read_whole(place: Path | Remote) -> bytes:
+    """A small file, past the cache. Raises OSError like `patiently`."""
+    if isinstance(place, Remote):
+        return place.read_bytes()
+    return patiently(place.read_bytes, str(place), limit=DISK_PATIENCE)
 
 
 def _watch() -> Any:

@@ -13,7 +13,7 @@ import io
 from collections import Counter
 from dataclasses import dataclass
 
-from shards.place import Remote, locate
+from shards.place import Remote, locate, read_whole
 from shards.wording import visible
 
 COLUMNS = ("dataset", "key", "split")
@@ -54,7 +54,7 @@ def read_split_file(place: str, like: Remote | None = None) -> SplitFile:
     Raises ValueError that names the file, and the line where there is one.
     """
     try:
-        raw = locate(place, like).read_bytes()
+        raw = read_whole(locate(place, like))
     except OSError as error:
         raise ValueError(f"data.splits: {place} cannot be read ({error.strerror})") from None
     try:

@@ -18,6 +18,7 @@ from mira.weights import load_artifact
 from pretrain import job
 from pretrain.recipes import debug
 from shards.augment import AugmentConfig
+from shards.manifest import Manifest
 from shards.stream import TooManyFailures
 from tests.runs import (
     PLAIN,
@@ -114,6 +115,16 @@ def test_files_are_looked_at_once_by_the_driver_alone(place, uri, monkeypatch):
     config = pretraining(place / "shards", place / "looked", uri, steps=2, eval_every=1)
     job.run(replace(config, validation_split="test"))
     assert looks == [place / "shards"]
+
+
+@pytest.mark.parametrize(("split", "times"), [(None, 2), ("test", 3)])
+def test_folders_are_opened_once_whatever_the_evaluations(place, uri, monkeypatch, split, times):
+    """By the driver, by the worker, and by it for the validation split."""
+    opened, reads = [], Manifest.open
+    monkeypatch.setattr(Manifest, "open", lambda folder: opened.append(folder) or reads(folder))
+    config = pretraining(place / "shards", place / f"opened-{split}", uri, steps=3, eval_every=1)
+    job.run(replace(config, validation_split=split))
+    assert len(opened) == times
 
 
 def test_one_batch_again_and_again_is_learnt(place, uri):

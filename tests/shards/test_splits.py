@@ -378,7 +378,7 @@ def test_files_of_spreadsheet_programs_are_read(tmp_path):
         ('dataset,key,split\n,"a"b,train\n', r"line 2 is no line of a CSV file"),
         ("dataset,key,split\n,a\u202e,x\n,a\u202e,x\n", r"line 3 names a\\u202e a second"),
         (b"dataset,key,split\n\xff,a,x\n", r"line 2 is not UTF-8"),
-        (None, r"cannot be read \(No such file"),
+        (None, r"cannot be read \(is not there"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named_with_its_line(folder, tmp_path, text, words):

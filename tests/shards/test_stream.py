@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -356,6 +357,40 @@ def test_a_fault_of_a_network_disk_that_passes_is_outlived(folder, monkeypatch):
     monkeypatch.setattr(place, "os", SimpleNamespace(**vars(os) | {"open": shaky}))
     assert [list(step) for step in steps(config(folder), 2)] == [list(step) for step in expected]
     assert not faults
+
+
+def test_a_fault_while_a_file_is_read_whole_is_outlived(folder, tmp_path, monkeypatch):
+    """Of the manifest, a split file, a ledger and an index: one hiccup ended a run for good."""
+    Ledger(tmp_path / "ledger.jsonl").add(Failure("a.tar", "k", "cut", 3))
+    (tmp_path / "split.csv").write_text("dataset,key,split\n,s0_1,train\n")
+    data = config(folder, split="train", splits=str(tmp_path / "split.csv"))
+    data, read, seen = replace(data, skip=(str(tmp_path / "ledger.jsonl"),)), Path.read_bytes, set()
+
+    def shaky(path: Path) -> bytes:
+        if path not in seen:
+            seen.add(path)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return read(path)
+
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(Path, "read_bytes", shaky)
+    with opened(data) as stream:
+        assert stream.samples == 1
+    assert {"manifest.json", "split.csv", "ledger.jsonl"} <= {path.name for path in seen}
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.EIO, "given up after 1 tries.*"), (errno.EACCES, "Permission denied")],
+)
+def test_a_disk_that_is_away_is_not_told_as_no_shard_folder(folder, monkeypatch, number, words):
+    def gone(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(place, "DISK_PATIENCE", 0.0)
+    monkeypatch.setattr(Path, "read_bytes", gone)
+    with pytest.raises(ManifestError, match=rf"manifest\.json cannot be read \({words}\)$"):
+        opened(config(folder))
 
 
 def test_a_fault_of_reading_that_passes_is_outlived(folder, monkeypatch):
