@@ -37,8 +37,11 @@ BY_CHANCE = 20
 """Unreadable samples that one of several ranks may meet whatever its part of them all."""
 
 
-class TooManyFailures(RuntimeError):
-    """More samples than allowed could not be read; the message names the first and the ledger."""
+class TooManyFailures(ValueError):
+    """More samples than allowed could not be read; the message names the first and the ledger.
+
+    As of a lost shard, no restart mends it, whatever words the reasons quote.
+    """
 
 
 def open_clips(

@@ -28,6 +28,7 @@ from launch.checkpoint import Checkpoints
 from launch.cluster import ClusterConfig, launch
 from launch.engine import RunConfig, fit
 from launch.failures import Restarts, WorkerLost, mended_by_restart
+from shards.stream import TooManyFailures
 from tests.launch.toy import MemoryTracker, ToyStream, ToyTask
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -291,6 +292,7 @@ def test_output_must_be_named():
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (torch.OutOfMemoryError("CUDA out of memory"), False),
         (ValueError("data.shards"), False),
+        (TooManyFailures("2 of 9 samples cannot be read: k in /nccl/a.tar: timed out"), False),
         (KeyError("x"), False),
     ],
 )
