@@ -66,7 +66,8 @@ class DataConfig:
     """So many whole shards may be lost: their samples keep their places with weight 0 and go to the
     ledger. One more ends the run. What is missing or cut in a folder shows at the start; of a shard
     that is lost later, has another index, or lies at a URL, only the workers that read it know, and
-    each counts by itself."""
+    each counts by itself. What a passing fault keeps away is tried again after ten minutes, and
+    counts all the same."""
     skip: tuple[str, ...] = ()
     """Ledgers of earlier runs: the samples they name keep their places with weight 0, untried."""
     cache: str | None = None

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import tarfile
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shards.patience import Away
 from shards.schema import Record, SchemaError
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ LARGEST_RECORD = 16 << 20
 DERIVED = ("flow.npz", "strain.npz", "keyframes.npz")
 """Members that only those read who ask (`shards.derived`); the index does not name them."""
 KINDS = ("mp4", "json", *DERIVED)
+TRY_AGAIN = 600.0
+"""Seconds until a shard that was away is tried again: to find that it still is takes minutes."""
 INGEST = "python -m shards ingest VIDEOS --out"
 
 
@@ -46,6 +50,23 @@ class ManifestError(ValueError):
 
 class ShardLost(ManifestError):
     """One shard that is gone or is another one; the others can still be read."""
+
+    @property
+    def stands(self) -> bool:
+        """Whether it is lost without another try."""
+        return True
+
+
+class ShardAway(ShardLost):
+    """One that cannot be read by a fault that may pass; it is tried again after a while."""
+
+    def __init__(self, what: str):
+        super().__init__(what)
+        self.until = time.monotonic() + TRY_AGAIN
+
+    @property
+    def stands(self) -> bool:
+        return time.monotonic() < self.until
 
 
 @dataclass(frozen=True)
@@ -203,6 +224,12 @@ def broken(
         return kind(f"{path} {what}; copy it there again from the folder that ingest wrote")
     folder = path if path.is_dir() else path.parent
     return kind(f"{path} {what}; restore it or write the folder anew: `{INGEST} {folder}`")
+
+
+def unreadable(path: Path | Remote, error: OSError) -> ManifestError:
+    """The ShardLost to raise where `error` met the reading of a shard's file."""
+    kind = ShardAway if isinstance(error, Away) else ShardLost
+    return broken(path, f"cannot be read ({error.strerror})", kind=kind)
 
 
 def sha256_of(path: Path) -> str:

@@ -33,6 +33,7 @@ from shards.index import (
     broken,
     index_name,
     split_of,
+    unreadable,
     write_aside,
 )
 from shards.patience import patiently
@@ -162,8 +163,7 @@ class Manifest:
 
     def index_lost(self, i: int, error: OSError) -> ManifestError:
         """The ShardLost to raise where shard `i`'s index cannot be read."""
-        what = f"cannot be read ({error.strerror})"
-        return broken(self._index_path(i), what, kind=ShardLost)
+        return unreadable(self._index_path(i), error)
 
     def _index_bytes(self, i: int) -> bytes:
         def once() -> bytes:
@@ -245,10 +245,10 @@ def _open(path: Path | Remote, digest: str, size: int) -> int:
     try:
         return open_whole(path, digest, size)
     except OSError as error:
-        what = f"cannot be read ({error.strerror})"
         if error.errno in (errno.EMFILE, errno.ENFILE):  # not the shard's fault
+            what = f"cannot be read ({error.strerror})"
             raise ManifestError(f"{path} {what}: raise the limit, ulimit -n") from None
-        raise broken(path, what, kind=ShardLost) from None
+        raise unreadable(path, error) from None
 
 
 def _fix(folder: Path | Remote, error: OSError) -> str:

@@ -40,6 +40,10 @@ class WrongBytes(OSError):
     """What came is not what was promised: too short, or of another hash."""
 
 
+class Away(OSError):
+    """What may pass did not in the time that was given: another day it may be there."""
+
+
 def patiently(
     fetch: Callable[[], Result],
     what: str,
@@ -50,8 +54,9 @@ def patiently(
     """`fetch()`, tried again while its errors may pass and `limit` seconds from the first one are
     not over.
 
-    Raises FileNotFoundError or PermissionError at once where the answer is final, OSError where the
-    time is over; an error of this machine and a bug pass unchanged.
+    Raises FileNotFoundError or PermissionError at once where the answer is final, Away where the
+    time is over, OSError where wrong bytes came each time; an error of this machine and a bug pass
+    unchanged.
     """
     start, doubtful = None, 0
     for attempt in itertools.count(1):
@@ -68,7 +73,8 @@ def patiently(
             wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
             if doubtful == DOUBTFUL_TIMES or spent + wait > limit:
                 tries = f"given up after {attempt} tries in {spent:.0f} s: {_told(error)}"
-                raise OSError(errno.EIO, tries, what) from error
+                kind = OSError if isinstance(error, WrongBytes) else Away
+                raise kind(errno.EIO, tries, what) from error
             log.warning("%s: %s; trying again in %.1f s", what, _told(error), wait)
             (sleep or time.sleep)(wait)
     raise AssertionError("the loop above ends by itself")

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shards.index import ShardLost, broken, index_name
+from shards.index import ShardAway, ShardLost, broken, index_name
 from shards.manifest import Manifest
 
 Lost = Mapping[str, str]
@@ -28,8 +28,9 @@ def look(manifests: Sequence[Manifest]) -> dict[int, ShardLost]:
 
 
 def told(lost: Mapping[int, ShardLost]) -> dict[str, str]:
-    """For another process."""
-    return {str(shard): str(error) for shard, error in lost.items()}
+    """For another process; what is away now it may find there."""
+    final = {i: error for i, error in lost.items() if not isinstance(error, ShardAway)}
+    return {str(shard): str(error) for shard, error in final.items()}
 
 
 def heard(lost: Lost) -> dict[int, ShardLost]:

@@ -70,7 +70,8 @@ class Collection:
         self.labels = _common_labels(manifests) if relabelled is None else relabelled
         self.manifests = tuple(manifests)
         self.lost: dict[int, ShardLost] = dict(lost or {})
-        """Shards that are not there, those that this process has met included."""
+        """Shards that are not there, those that this process has met included. One that is away
+        (`ShardAway`) is tried again, and leaves when it is read."""
         self.unindexed: dict[int, ShardLost] = {}
         """Those of them that lack their index, as far as one was asked for it."""
         self._first = np.cumsum([0] + [len(m.shards) for m in manifests])
@@ -142,6 +143,7 @@ class Collection:
         except ShardLost as error:
             self.lost[shard] = self.unindexed[shard] = error
             raise
+        self.unindexed.pop(shard, None)
         if not self.relabelled:
             return row
         at = int(self.classes[shard][sample])
@@ -207,8 +209,7 @@ class Collection:
         return self.manifests[m], shard - int(self._first[m])
 
     def _sound(self, shard: int, row: IndexRow) -> bytes:
-        if shard in self.lost:
-            raise ShardLost(str(self.lost[shard]))
+        _refuse(self.lost.get(shard))
         held = self._opened(shard)
         try:
             data = held.video(row.size, row.offset)
@@ -217,6 +218,7 @@ class Collection:
             raise
         except OSError as error:
             raise ReadError(f"cannot be read: {error.strerror}") from None
+        self.lost.pop(shard, None)
         if len(data) != row.size:
             raise ReadError(f"was cut: {len(data)} of {row.size} bytes are there")
         if zlib.crc32(data) != row.crc32:
@@ -231,8 +233,7 @@ class Collection:
         self._open.pop(shard, None)
 
     def _opened(self, shard: int) -> OpenShard:
-        if shard in self.unindexed:
-            raise ShardLost(str(self.unindexed[shard]))
+        _refuse(self.unindexed.get(shard))
         if shard not in self._open:
             self._open[shard] = self._open_shard(shard)
         held = self._open[shard]
@@ -249,6 +250,12 @@ class Collection:
 
     def _oldest(self) -> OpenShard:
         return next(iter(self._open.values()))
+
+
+def _refuse(known: ShardLost | None) -> None:
+    """Raises what was met before, unless it may have passed."""
+    if known is not None and known.stands:
+        raise known.with_traceback(None)  # else it would grow with every sample
 
 
 def _common_labels(manifests: Sequence[Manifest]) -> tuple[str, ...]:

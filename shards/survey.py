@@ -127,8 +127,8 @@ def _look_through(
     def look(i: int) -> Look | ShardLost:
         try:
             rows = manifest.index(i)
-        except ShardLost as error:
-            return error
+        except ShardLost as error:  # with a split file its places are dealt out for good
+            return error if chosen is None else ShardLost(str(error))
         names = [(row.record.dataset, row.key) for row in rows]
         if chosen is None:
             kept = [at for at, row in enumerate(rows) if split in (None, row.record.split)]

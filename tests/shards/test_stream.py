@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards import openshard, patience, place, presence
+from shards import index, openshard, patience, place, presence
 from shards.augment import AugmentConfig, ViewConfig
 from shards.batch import Clip, collate
 from shards.index import ManifestError, ShardLost, index_shard
@@ -493,6 +493,47 @@ def test_a_shard_that_went_after_the_look_is_named_when_it_is_read(broken, loade
     ):
         for _ in zip(range(40), stream, strict=False):
             pass
+
+
+@pytest.mark.parametrize(
+    ("number", "again", "shown", "tries"),
+    [
+        (errno.EIO, 0.0, [8, 16, 16], 8),
+        (errno.EIO, 600.0, [8, 8, 8], 1),
+        (errno.ENOENT, 0.0, [8, 8, 8], 1),
+    ],
+    ids=["passes", "too early", "final"],
+)
+@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.index.jsonl"])
+def test_a_shard_that_was_away_is_read_again(
+    tmp_path, monkeypatch, name, number, again, shown, tries
+):
+    """One that is gone is asked for once."""
+    write_folder(tmp_path / "set", [8, 8])
+    away, asked = [True], []
+
+    def shaky(path: Path, *how: int) -> int:
+        if path.name == name:
+            asked.append(away[0])
+            if away[0]:
+                raise OSError(number, os.strerror(number))
+        return os.open(path, *how)
+
+    monkeypatch.setattr(index, "TRY_AGAIN", again)
+    monkeypatch.setattr(place, "DISK_PATIENCE", 0.0)
+    monkeypatch.setattr("shards.manifest.DISK_PATIENCE", 0.0)
+    monkeypatch.setattr(place, "os", SimpleNamespace(**vars(os) | {"open": shaky}))
+    found = []
+    with opened(config(tmp_path / "set", allow_missing=1)) as stream:
+        batches = iter(stream)
+        for _ in range(3):
+            epoch = itertools.islice(batches, stream.steps_per_epoch * 4)
+            found.append(sum(float(batch.weights.sum()) for batch in epoch))
+            away[0] = False
+    assert found == shown and asked.count(True) == tries
+    assert len(stream.missing) == 1
+    assert bool(stream.collection.lost) == (shown[-1] == 8)
+    assert bool(stream.collection.told) == (number == errno.ENOENT)
 
 
 @pytest.mark.parametrize("loader_workers", [0, 1])
