@@ -162,7 +162,8 @@ def fit(
     The loss of a step is Σ w·loss / Σ w over the whole global batch, so it does not depend on the
     number of workers, on the micro-batch or on padding, as long as a sample's does not depend on
     those beside it (batch normalisation is the task's business). A step whose loss or gradient is
-    not finite anywhere changes nothing anywhere. Raises `Diverged` after too many of them,
+    not finite anywhere changes nothing anywhere, and neither does one in which no sample counts.
+    Raises `Diverged` after too many of the former, ValueError where all steps are the latter, and
     CheckpointError where the checkpoint is of another network.
     """
     state, clock = State(context.rank, total_steps), _clock(task, run, context)
@@ -179,7 +180,7 @@ def fit(
                 batch = batch.to(context.device)
                 losses, metrics = zero.forward(batch)  # forward
                 zero.backward(tally.add(losses, metrics, batch))  # backward
-            result = zero.step(run.lr_at(state.step, total_steps))  # step
+            result = zero.step(run.lr_at(state.step, total_steps), tally.weight)  # step
             figures = tally.reduce() | result.figures()
             clock.tick(tally.longest_wait())
 

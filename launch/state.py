@@ -61,6 +61,8 @@ class State:
     skipped: int = 0
     left_out: float = 0.0
     """Samples so far that had weight 0, padding not counted."""
+    uncounted: int = 0
+    """Steps since the last start in which no sample counted."""
     bad_in_a_row: int = 0
     went_back: bool = False
     evaluated_at: int = -1
@@ -95,8 +97,11 @@ class State:
 
     def is_lost(self, tally: Tally, result: StepResult, max_bad_steps: int) -> bool:
         """Report a step that was dropped, and say whether there were too many in a row."""
-        bad_loss, what = tally.verdict()
         self.skipped += 1
+        if float(tally.weight) == 0:
+            self._pass_over(tally)
+            return False
+        bad_loss, what = tally.verdict()
         self.bad_in_a_row += bad_loss or not result.loss_scale_may_be_why
         self.say(f"step {self.step} skipped, nothing changed: {what}")
         if self.bad_in_a_row < max_bad_steps:
@@ -108,6 +113,24 @@ class State:
                 "--run.base_lr or set --run.clip_grad 1.0 (with --run.allow_change)"
             )
         return True
+
+    def _pass_over(self, tally: Tally) -> None:
+        """Of a step in which no sample counts: chance, where few do. Raises ValueError where it
+        ends a run in which none ever did."""
+        self.uncounted += 1
+        if self.uncounted == 1:
+            self.say(
+                f"step {self.step} skipped, nothing changed: every sample has weight 0, because "
+                f"it could not be read (see the ledger) or has no label: {tally.named()}. More "
+                "such steps are counted in skipped_steps, not told"
+            )
+        if self.first_loss is None and self.step + 1 == self.total:
+            raise ValueError(
+                f"no step of {self.total} changed anything: their samples have weight 0, as what "
+                "could not be read (see the ledger) and clips without a label have; ingest again "
+                "with --annotations that label them, or set --data.balance 0 (with "
+                "--run.allow_change), which draws labelled clips alone"
+            )
 
     def go_back(self, checkpoints: Checkpoints, zero: Zero, source: Source) -> None:
         """Continue from the newest checkpoint. Raises Diverged where there is none."""

@@ -70,7 +70,8 @@ class Tally:
         waits = torch.zeros(context.world, dtype=torch.float64)
         waits[context.rank] = waited
         total = sum_over_ranks(torch.cat([weight.cpu()[None], waits]), context.device)
-        self._total, self._waits = total[0], total[1:]
+        self.weight, self._waits = total[0], total[1:]
+        """Of all samples of all ranks, float64; 0 where none counts."""
         self._left_out = sum(_left_out(batch) for batch in micro_batches)
         self._context = context
         self._sums: dict[str, Tensor] = {}
@@ -84,7 +85,7 @@ class Tally:
                 f"the task returned losses {list(losses.shape)} for {len(batch)} samples"
             )
         # Where nothing counts there is no mean: nan makes every rank drop the step.
-        weights = torch.where(self._total == 0, float("nan"), batch.weights)
+        weights = torch.where(self.weight == 0, float("nan"), batch.weights)
         counted = weights != 0  # a weight of 0 must also silence a loss that is not finite
         share = (weights * torch.where(counted, losses, 0.0)).sum()
         bad = counted & ~torch.isfinite(losses.detach())
@@ -94,16 +95,16 @@ class Tally:
             self._sums[name] = self._sums.get(name, 0.0) + (weights * kept).sum()
         # A loss that is not finite may still have a finite gradient.
         poison = torch.where(bad.any(), float("nan"), 1.0)
-        return share * (self._context.world / self._total).float() * poison
+        return share * (self._context.world / self.weight).float() * poison
 
     def reduce(self) -> dict[str, float]:
         """Weighted means over the whole global batch, `loss` among them, and `left_out`: how many
         samples have weight 0, because they could not be read or have no target."""
         names = sorted(self._sums)
         left_out = torch.tensor(float(self._left_out), dtype=torch.float64)
-        sums = torch.stack([*(self._sums[name] for name in names), left_out.to(self._total.device)])
+        sums = torch.stack([*(self._sums[name] for name in names), left_out.to(self.weight.device)])
         *sums, left_out = sum_over_ranks(sums, self._context.device)
-        means = {name: float(s / self._total) for name, s in zip(names, sums, strict=True)}
+        means = {name: float(s / self.weight) for name, s in zip(names, sums, strict=True)}
         return means | {"left_out": float(left_out)}
 
     def longest_wait(self) -> float:
@@ -113,15 +114,14 @@ class Tally:
     def verdict(self) -> tuple[bool, str]:
         """Of a dropped step: whether a loss was not finite, and what to tell, with the keys of all
         ranks' samples. Every rank calls this."""
-        if float(self._total) == 0:
-            return True, f"every sample has weight 0 (see the ledger): {self._named(bad=False)}"
-        bad = self._named(bad=True)
+        bad = self.named(bad=True)
         if bad:
             return True, f"loss is not finite for {bad}"
-        return False, f"gradient is not finite, every loss is, among {self._named(bad=False)}"
+        return False, f"gradient is not finite, every loss is, among {self.named()}"
 
-    def _named(self, *, bad: bool) -> str:
-        """The keys of all ranks' samples, or only of those with a bad loss; the first 20."""
+    def named(self, *, bad: bool = False) -> str:
+        """The keys of all ranks' samples, or only of those with a bad loss; the first 20.
+        Every rank calls this."""
         mine = []
         for flags, keys in self._bad:
             wanted = flags.tolist() if bad else [bool(key) for key in keys]

@@ -126,8 +126,11 @@ class Zero:
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # changes no parameter here; it counts the micro-batch
 
-    def step(self, lr: float) -> StepResult:
-        """Apply the accumulated gradient with the scheduled rate `lr`, on all ranks or on none."""
+    def step(self, lr: float, weight: Tensor | float = 1.0) -> StepResult:
+        """Apply the accumulated gradient with the scheduled rate `lr`, on all ranks or on none.
+
+        `weight` is that of all samples together: a step without any is no overflow in fp16.
+        """
         set_lr(self.engine.optimizer.param_groups, lr)
         if self.stage == 0:
             applied, norm = self._plain_step()
@@ -140,7 +143,8 @@ class Zero:
             for buffer, before in zip(self.task.buffers(), self._buffers, strict=True):
                 buffer.copy_(before)
         self._buffers = []
-        self._adapt_loss_scale(applied)
+        if applied or float(weight) > 0:
+            self._adapt_loss_scale(applied)
         return result
 
     def _plain_step(self) -> tuple[bool, float]:

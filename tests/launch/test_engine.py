@@ -213,7 +213,37 @@ def test_step_whose_samples_all_weigh_nothing_is_dropped(tmp_path, capsys):
     summary, _, task = here(work)
     assert summary.skipped_steps == 1
     assert all(torch.isfinite(p).all() for p in task.parameters())
-    assert "every sample has weight 0 (see the ledger): s2.0, s2.1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search(r"step 2 skipped.* weight 0, .*\(see the ledger\).* label: s2\.0, s2\.1", said)
+
+
+def uncounted(*steps: int) -> tuple[str, ...]:
+    return tuple(f"s{step}.{i}" for step in steps for i in range(GLOBAL))
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_steps_in_which_nothing_counts_are_passed_over(stage, tmp_path, capsys):
+    """However many come in a row: few clips may have a label. In fp16 they are no overflow."""
+    run = config(zero_stage=stage, precision="fp16", max_bad_steps=2, steps=9)
+
+    def work(context):
+        stream = ToyStream(GLOBAL, 4, context, missing=uncounted(*range(1, 7)))
+        return train(tmp_path, run, context, stream=stream), Checkpoints(tmp_path).resumable()
+
+    (summary, tracker, _), kept = here(work)
+    assert (summary.steps, summary.skipped_steps) == (9, 6)
+    assert sum("train/loss" in row for row in tracker.rows.values()) == 3
+    assert capsys.readouterr().out.count("skipped, nothing changed") == 1
+    assert kept is not None and kept["loss_scale"] == 2.0**16
+
+
+def test_a_run_in_which_nothing_ever_counts_names_the_labels(tmp_path):
+    def work(context):
+        stream = ToyStream(GLOBAL, 4, context, missing=uncounted(*range(STEPS)))
+        return train(tmp_path, config(), context, stream=stream)
+
+    with pytest.raises(ValueError, match=r"no step of .* label.*--data\.balance 0"):
+        here(work)
 
 
 def bad_from(first: int, last: int) -> dict[str, float]:
