@@ -12,6 +12,7 @@ made and decoded.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -227,9 +228,12 @@ def broken(
 
 
 def unreadable(path: Path | Remote, error: OSError) -> ManifestError:
-    """The ShardLost to raise where `error` met the reading of a shard's file."""
-    kind = ShardAway if isinstance(error, Away) else ShardLost
-    return broken(path, f"cannot be read ({error.strerror})", kind=kind)
+    """The error to raise where a shard's file could not be read: a ShardLost, but where this
+    process has too many files open."""
+    what = f"cannot be read ({error.strerror})"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return ManifestError(f"{path} {what}: raise the limit, ulimit -n")
+    return broken(path, what, kind=ShardAway if isinstance(error, Away) else ShardLost)
 
 
 def sha256_of(path: Path) -> str:

@@ -101,16 +101,30 @@ class Manifest:
         return self.samples if split is None else self.splits.get(split, 0)
 
     def index(self, i: int) -> list[IndexRow]:
-        """All rows of shard `i`; raises like `index_lines`."""
-        return [self.parse_row(i, line) for line in self.index_lines(i)]
+        """All rows of shard `i`, read past the cache: who looks through a whole index does so once.
+        Raises like `index_lines`."""
+        lines = self._lines(i, lambda: read_whole(self._index_path(i)))
+        return [self.parse_row(i, line) for line in lines]
 
     def index_lines(self, i: int) -> list[bytes]:
         """The unparsed lines of shard `i`'s index; ShardLost if it is missing or changed."""
+
+        def once() -> bytes:
+            with os.fdopen(self.open_index(i), "rb") as file:
+                return file.read()
+
+        path = str(self._index_path(i))
+        return self._lines(i, lambda: patiently(once, path, limit=DISK_PATIENCE))
+
+    def _lines(self, i: int, read: Callable[[], bytes]) -> list[bytes]:
         shard, path = self.shards[i], self._index_path(i)
-        raw = self._index_bytes(i)
-        if hashlib.sha256(raw).hexdigest() != shard.index_sha256 and isinstance(path, Remote):
-            path.cache.drop(shard.index_sha256)  # it was sound when it came in
-            raw = self._index_bytes(i)
+        try:
+            raw = read()
+            if hashlib.sha256(raw).hexdigest() != shard.index_sha256 and isinstance(path, Remote):
+                path.cache.drop(shard.index_sha256)  # it was sound when it came in
+                raw = read()
+        except OSError as error:
+            raise unreadable(path, error) from error
         if hashlib.sha256(raw).hexdigest() != shard.index_sha256:
             raise broken(path, f"is not the file that {MANIFEST} describes", kind=ShardLost)
         lines = raw.splitlines()
@@ -164,16 +178,6 @@ class Manifest:
     def index_lost(self, i: int, error: OSError) -> ManifestError:
         """The ShardLost to raise where shard `i`'s index cannot be read."""
         return unreadable(self._index_path(i), error)
-
-    def _index_bytes(self, i: int) -> bytes:
-        def once() -> bytes:
-            with os.fdopen(self.open_index(i), "rb") as file:
-                return file.read()
-
-        try:
-            return patiently(once, str(self._index_path(i)), limit=DISK_PATIENCE)
-        except OSError as error:
-            raise self.index_lost(i, error) from error
 
     def _index_path(self, i: int) -> Path | Remote:
         return self.folder / index_name(self.shards[i].name)
@@ -245,9 +249,6 @@ def _open(path: Path | Remote, digest: str, size: int) -> int:
     try:
         return open_whole(path, digest, size)
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):  # not the shard's fault
-            what = f"cannot be read ({error.strerror})"
-            raise ManifestError(f"{path} {what}: raise the limit, ulimit -n") from None
         raise unreadable(path, error) from None
 
 

@@ -26,9 +26,6 @@ from shards.index import (
 from shards.manifest import MANIFEST, Manifest
 from shards.place import Remote
 
-INDEXES = 64 << 20
-"""Bytes for the indexes of what was looked through, beside the largest tar."""
-
 
 def verify(folder: str | Path | Remote) -> list[str]:
     """Read and compare everything: problems in words, none for an intact folder. From a URL every
@@ -41,7 +38,7 @@ def verify(folder: str | Path | Remote) -> list[str]:
     if not isinstance(manifest.folder, Remote):
         return _problems(manifest)
     with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
-        room = max((shard.bytes for shard in manifest.shards), default=0) + INDEXES
+        room = max((shard.bytes for shard in manifest.shards), default=0)
         afresh = replace(manifest.folder, cache=Cache(Path(scratch), room))
         return _problems(replace(manifest, folder=afresh))
 

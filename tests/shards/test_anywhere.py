@@ -242,6 +242,16 @@ def test_a_file_damaged_in_the_cache_is_fetched_again(
     assert server.asked[TAR] == server.asked[index_name(TAR)] == 2
 
 
+def test_a_look_through_all_indexes_takes_no_room_in_the_cache(server, folder, tmp_path):
+    """To make room it adds up what is there: for every index anew that took minutes."""
+    index = index_name(TAR)
+    server.faults[index] = [short]
+    found = open_collection(config(f"{server.url}/set", cache=tmp_path / "cache")).classes
+    expected = open_collection(config(folder, cache=tmp_path)).classes
+    assert [of.tolist() for of in found] == [of.tolist() for of in expected]
+    assert not (tmp_path / "cache").exists() and server.asked[index] == 2
+
+
 @pytest.mark.parametrize("name", [TAR, index_name(TAR)])
 def test_verify_looks_at_what_lies_there_not_at_what_the_cache_holds(
     folder, tmp_path, monkeypatch, capsys, name
@@ -254,7 +264,8 @@ def test_verify_looks_at_what_lies_there_not_at_what_the_cache_holds(
         assert main(["verify", url]) == 0
         (tmp_path / "root/set" / name).write_bytes(b"{}")
         assert main(["verify", url]) == 1
-    assert f"{name} cannot be read" in capsys.readouterr().err
+    wrong = "cannot be read" if name == TAR else "is not the file"
+    assert f"{name} {wrong}" in capsys.readouterr().err
 
 
 # A lost shard that is allowed
