@@ -108,7 +108,8 @@ class Cache:
         if not _is_at(file, path):  # deleted between the two calls
             os.close(file)
             return None
-        os.utime(file)  # by its descriptor: `drop` asks for no lock
+        with contextlib.suppress(PermissionError):  # another user's, who alone may change its age
+            os.utime(file)  # by its descriptor: `drop` asks for no lock
         return file
 
     def _filled(self, digest: str, size: int, fetch: Callable[[Path], None]) -> int | None:

@@ -648,6 +648,20 @@ def test_room_is_made_on_a_network_disk_that_locks_only_what_may_be_written(tmp_
     assert digests(place) == {name_of(0)}
 
 
+def test_what_another_user_fetched_is_read(tmp_path, monkeypatch):
+    """Only the owner of a file may change its times."""
+
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    here = Cache(tmp_path)
+    os.close(fill(here, 0))
+    monkeypatch.setattr(cache, "os", SimpleNamespace(**vars(os) | {"utime": denied}))
+    file = fill(here, 0)
+    assert len(os.pread(file, 2000, 0)) == 1000
+    os.close(file)
+
+
 def test_a_disk_without_locks_says_so(tmp_path, monkeypatch):
     def flock(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
