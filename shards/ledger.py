@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from shards.place import Remote, locate, read_whole
+from shards.patience import log, patiently
+from shards.place import DISK_PATIENCE, Remote, locate, read_whole
 
 Skip = Mapping[str, frozenset[str]]
 """Keys that are not tried, by the sha256 of their tar."""
@@ -52,9 +53,27 @@ class Ledger:
     def __init__(self, path: str | Path, *, rank: int = 0):
         self.path = Path(path)
         self.rank = rank
+        self._written: set[tuple[str, str, str]] = set()
+        self._away = False
 
     def add(self, failure: Failure) -> None:
-        """Write one line at once: a run may end by what comes next."""
+        """Write one line at once: a run may end by what comes next. One a sample, however often it
+        comes; one that could not be written is told, and tried again when it comes again."""
+        what = failure.shard, failure.key, failure.kind
+        if what in self._written:
+            return
+        limit = 0.0 if self._away else DISK_PATIENCE  # a lost shard has hundreds of samples
+        try:
+            patiently(lambda: self._append(failure), str(self.path), limit=limit)
+        except OSError as error:
+            if not self._away:
+                log.warning("%s cannot be written (%s); going on", self.path, error.strerror)
+            self._away = True
+        else:
+            self._away = False
+            self._written.add(what)
+
+    def _append(self, failure: Failure) -> None:
         line = json.dumps({**asdict(failure), "rank": self.rank}, ensure_ascii=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # In a JSON text the escape of half a surrogate pair is what it stands for.

@@ -432,6 +432,36 @@ def test_a_ledger_is_written_where_there_are_no_locks(tmp_path, monkeypatch):
     assert json.loads(ledger.path.read_text())["key"] == "k"
 
 
+def test_a_ledger_names_a_sample_once_whatever_the_epochs(broken, tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    data = config(broken, max_failed_share=0.2)
+    for train in (True, False):
+        with opened(data, train=train, ledger=ledger) as stream:
+            for _ in zip(range(40), stream, strict=False):
+                pass
+    lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
+    assert sorted(line["key"] for line in lines) == ["s0_3", "s1_5"]
+
+
+def test_a_ledger_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, caplog):
+    """It is written when its disk is back."""
+    ledger, sound = Ledger(tmp_path / "ledger.jsonl"), Path.open
+    failures = [Failure("a.tar", str(i), "cut", 3) for i in range(3)]
+
+    def away(*_: object, **how: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr("shards.ledger.DISK_PATIENCE", 0.0)
+    monkeypatch.setattr(Path, "open", away)
+    for failure in failures:
+        ledger.add(failure)
+    assert len(caplog.records) == 1 and "ledger.jsonl cannot be written" in caplog.text
+    monkeypatch.setattr(Path, "open", sound)
+    for failure in failures + failures:
+        ledger.add(failure)
+    assert len(ledger.path.read_text().splitlines()) == 3
+
+
 def test_a_record_that_does_not_fit_its_video_is_a_failure(tmp_path):
     manifest = write_folder(tmp_path / "set", [2])
     tar = manifest.folder / "shard-000000.tar"
