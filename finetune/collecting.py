@@ -55,6 +55,14 @@ class Clips:
         return {"clips": clips, "unread": unread, "coverage": clips / (clips + unread)}
 
 
+def check_read(stream: ClipStream) -> None:
+    """TooManyFailures, the same on every rank, where all together could not read more of a stream
+    that has ended than its `max_failed_share`."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, stream.unreadable)
+    stream.judge({which: failure for part in everyone for which, failure in part.items()})
+
+
 def gathered(mine: Any) -> list[Any] | None:
     """What every rank brings, in the order of ranks, on rank 0; None on the others."""
     everyone = [None] * dist.get_world_size() if dist.get_rank() == 0 else None

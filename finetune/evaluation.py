@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from finetune.collecting import Clips
+from finetune.collecting import Clips, check_read
 from finetune.history import cautions, stamp
 from finetune.inputs import carrying
 from finetune.measure import AnnotatedBatch, Measure
@@ -220,6 +220,7 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
             check_labels(stream.labels, outputs.labels)
         meter = RecordingMeter(outputs, stream)
         found = evaluate(task, stream, meter, context=context, precision=config.precision)
+        check_read(stream)
         rejected = stream.collection.rejected
     found["coverage"] *= stream.samples / (stream.samples + rejected)
     how = stamp(config.model, predictor.config, config.split, payload["origin"])

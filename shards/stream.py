@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +257,15 @@ class ClipStream:
         # The share may be used up early, but where hardly anything can be read, why go on?
         hopeless = self.failed > max(20, max(allowed, 0.5) * self.served)
         if hopeless or len(self.unreadable) > self._tolerated():
-            raise TooManyFailures(self._complaint())
+            world = self._places.world
+            each = f" one of {world} workers ({self._tolerated():.0f})" if world > 1 else ""
+            raise TooManyFailures(self._complaint(self.unreadable, each))
+
+    def judge(self, unreadable: Mapping[tuple[str, str], Failure]) -> None:
+        """Raises TooManyFailures where the samples that all ranks together could not read are more
+        than `max_failed_share`: each knows of its own alone."""
+        if len(unreadable) > self._data.max_failed_share * self.samples:
+            raise TooManyFailures(self._complaint(unreadable))
 
     def _tolerated(self) -> float:
         """Unreadable samples that this rank may meet.
@@ -269,14 +277,12 @@ class ClipStream:
         seen = max(self.samples / self._places.world, self.served)
         return min(allowed * self.samples, 2 * allowed * seen + BY_CHANCE)
 
-    def _complaint(self) -> str:
-        known = itertools.islice(self.unreadable.values(), 3)
+    def _complaint(self, unreadable: Mapping[tuple[str, str], Failure], each: str = "") -> str:
+        known = itertools.islice(unreadable.values(), 3)
         first = "; ".join(f"{f.key} in {f.shard}: {f.reason}" for f in known)
         ledger = self._ledger.path if self._ledger is not None else "not kept"
-        world = self._places.world
-        each = f" one of {world} workers ({self._tolerated():.0f})" if world > 1 else ""
         return (
-            f"{len(self.unreadable)} of {self.samples} samples cannot be read, which is more than "
+            f"{len(unreadable)} of {self.samples} samples cannot be read, which is more than "
             f"data.max_failed_share {self._data.max_failed_share} allows{each}. First: {first}. "
             f"Ledger: {ledger}. `python -m shards verify DIR` tells damaged shards, `python -m "
             "shards ingest … --redo LEDGER` makes them anew; or allow a larger share"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from finetune.collecting import check_read
 from finetune.history import cautions, leaks, record_of
 from finetune.inputs import carrying
 from finetune.models.configs import privileged
@@ -184,6 +185,7 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
             meter = FeatureMeter(stream, split=split)
             name = split or "all"
             read[name] = evaluate(task, stream, meter, context=context, precision=config.precision)
+            check_read(stream)
             if meter.table is not None:
                 tables[name] = meter.table
     stamp = {"labels": list(labels), "privileged": privileged(network.config)}

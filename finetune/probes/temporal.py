@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from finetune.collecting import check_read
 from finetune.evaluation import EvaluateConfig, check_labels, data_of, located
 from finetune.history import cautions, stamp
 from finetune.predictor import Predictor
@@ -83,6 +84,7 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         check_labels(labels, predictor.config.labels)
         meter = TemporalMeter(stream, task)
         found = evaluate(task, stream, meter, context=context, precision=config.precision)
+        check_read(stream)
     result: dict[str, Any] = (
         stamp(config.model, predictor.config, config.split, payload["origin"]) | found
     )
