@@ -14,7 +14,12 @@ from shards.order import Order, Slot
 
 @dataclass(frozen=True)
 class Places:
-    """The places of one rank, a micro-batch at a time, in the order of steps."""
+    """The places of one rank, a micro-batch at a time, in the order of steps.
+
+    A step goes by place, not by stream: what stands side by side in a micro-batch is then of
+    different shards, as far as there are streams. Mixing pairs neighbours, and those of one shard
+    are often of one class.
+    """
 
     order: Order
     micro_batch: int
@@ -34,5 +39,6 @@ class Places:
         last = self.order.steps_per_epoch
         for step in itertools.count(first) if self.endless else range(first, last):
             slots = self.order.slots(step, rank=self.rank, world=self.world)
+            slots.sort(key=lambda slot: (slot.place, slot.stream))
             for i in range(0, len(slots), self.micro_batch):
                 yield slots[i : i + self.micro_batch]

@@ -11,6 +11,7 @@ import pytest
 
 from shards.chance import hashed, permutation
 from shards.order import PADDING, Balance, Mixture, Order, check_micro_batch, check_world
+from shards.places import Places
 
 PUBLISHED = "7f425cee482a0ec7a81f40eed6ef4ab255092feb5ba277dbd3d41d867c71f8dd"
 
@@ -71,6 +72,20 @@ def test_padding_stands_only_at_the_end_of_an_epoch():
     order = make([7, 6, 9], streams=4, global_batch=8)
     full = range(order.steps_per_epoch - 1)
     assert all(slot.shard != PADDING for step in full for slot in order.slots(step))
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 8), (1, 4), (4, 4), (4, 16), (16, 2)])
+def test_clips_side_by_side_are_of_different_streams(world, micro):
+    """Mixing pairs neighbours, the last with the first: of one shard half were of one class."""
+    order = make((40, 40, 40, 40), streams=16, global_batch=64)
+    for rank in range(world):
+        places = Places(order, micro, rank, world, start_step=3, endless=True)
+        step = list(itertools.islice(places, places.a_step))
+        assert sorted(itertools.chain(*step)) == order.slots(3, rank=rank, world=world)
+        pairs = [
+            (a, b) for batch in step for a, b in zip(batch, batch[1:] + batch[:1], strict=True)
+        ]
+        assert all(a.stream != b.stream for a, b in pairs) == (world < 16)
 
 
 def test_evaluation_keeps_the_order_on_disk():
