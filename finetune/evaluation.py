@@ -8,12 +8,12 @@ Clips are sampled, cropped and viewed as the predictor's own configuration says.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from finetune.collecting import Clips, check_read
+from finetune.collecting import Clips
 from finetune.history import cautions, stamp
 from finetune.inputs import carrying
 from finetune.measure import AnnotatedBatch, Measure
@@ -22,62 +22,30 @@ from finetune.outputs import Outputs
 from finetune.pictures import confusion_matrix_picture
 from finetune.predictions import Row, write_rows
 from finetune.predictor import Predictor
+from finetune.reading import Reading, ReadingConfig, ledger_of, measured, open_once, prepared
 from finetune.task import ClassifyTask
 from launch.cluster import ClusterConfig, WorkerContext
-from launch.config import absolute_paths, from_dict, parse_one
-from launch.engine import evaluate
+from launch.config import from_dict, parse_one
 from launch.fetching import fetch
 from launch.job import attached, command, drive, write_json
 from launch.store import store_uri
 from launch.tracking import TrackingConfig
-from launch.zero import Precision
-from shards.cache import DEFAULT_GB
-from shards.ledger import Ledger
+from shards.config import DataConfig
 from shards.marks import cut_at_marks
-from shards.reader import Collection
-from shards.stream import ClipStream, DataConfig, TooManyFailures, open_clips, open_collection
+from shards.opening import open_collection
+from shards.stream import ClipStream, TooManyFailures
 from shards.wording import count
 from shards.workers import WorkerDied
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(ReadingConfig):
     """Which model is measured on which clips."""
 
-    model: str = ""
-    """`models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder that fine-tuning wrote."""
-    shards: tuple[str, ...] = ()
-    """Shard folders: paths, or URLs."""
-    split: str | None = "test"
-    """The split that is measured; None takes every clip."""
-    splits: str | None = None
-    """A CSV file `dataset,key,split` (path or URL) that replaces the splits stored in the shards;
-    clips that it does not name are left out."""
-    precision: Precision = "fp32"
-    """Of the network's matrix products."""
-    batch: int = 8
-    """Clips a worker computes at once."""
-    loader_workers: int = 2
-    """Processes that decode, of each worker; 0 decodes in the worker itself."""
-    max_failed_share: float = 0.01
-    """The evaluation stops when more than this share of the clips cannot be read."""
-    skip: tuple[str, ...] = ()
-    """Ledgers of earlier runs: the clips they name are not tried and do not count as failed."""
-    cache: str | None = None
-    """Local folder for shards from a URL; None is ~/.cache/mira-video/shards."""
-    cache_gb: float = DEFAULT_GB
-    """Size it never exceeds."""
     cluster: ClusterConfig = field(
         default_factory=lambda: ClusterConfig(workers=0, output="runs/evaluate")
     )
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(experiment="evaluate"))
-
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"batch is {self.batch}: use 1 or more")
-
-
-Asked = TypeVar("Asked", bound=EvaluateConfig)
 
 
 class RecordingMeter(Measure):
@@ -149,16 +117,15 @@ def answered(result: dict[str, Any]) -> str:
     return told + (f", {count(lost, 'video')} rejected by ingest included" if lost else "")
 
 
-def located(config: Asked) -> tuple[Asked, dict[str, Any], dict[str, str]]:
+def located(config: Reading) -> tuple[Reading, dict[str, Any], dict[str, str]]:
     """With absolute paths and the model as a local folder; place and sha256 of the manifests; and
     `Collection.told` of the shards.
 
-    Raises ValueError where model or shards are not named, and like `check_shards` and `fetch`.
+    Raises ValueError where model or shards are not named, or not one whole shard has clips of the
+    split, and like `fetch`.
     """
-    config = absolute_paths(config, "shards", "splits", "skip", "cache", "cluster.output")
-    if not config.model:
-        raise ValueError("model is empty: name one with --model models:/NAME@ALIAS or a folder")
-    collection = check_shards(config)
+    config = prepared(config)
+    collection = open_collection(config.data(config.split))
     output = config.cluster.output
     uri = store_uri(config.tracking.uri, output)
     local = fetch(config.model, uri=uri, into=Path(output, ".fetched"))
@@ -184,7 +151,7 @@ def all_skipped(config: EvaluateConfig) -> bool:
     """Whether ledgers name every clip of the split: there is nothing to measure."""
     if not config.skip:
         return False
-    found = check_shards(config)
+    found = open_collection(config.data(config.split))
     rows = ((shard, i) for shard, n in enumerate(found.counts) for i in range(n))
     return all(found.skips(shard, found.row(shard, i).key) for shard, i in rows)
 
@@ -204,31 +171,19 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     predictor = Predictor.load(config.model, device=str(context.device))
     outputs = predictor.config.outputs
     task = ClassifyTask(predictor.model, MixConfig(), outputs=outputs)
-    batch = config.batch * context.world
-    with open_clips(
-        data_of(config, predictor, streams=context.world),
-        global_batch=batch,
-        micro_batch=config.batch,
-        rank=context.rank,
-        world=context.world,
-        train=False,
-        pinned=bool(config.cluster.gpus_per_worker),
-        ledger=Ledger(Path(config.cluster.output, "ledger.jsonl"), rank=context.rank),
-        lost=payload["lost"],
-    ) as stream:
+    data = data_of(config, predictor, streams=context.world)
+    with open_once(config, data, context, lost=payload["lost"]) as stream:
         if outputs.labels:
             check_labels(stream.labels, outputs.labels)
         meter = RecordingMeter(outputs, stream)
-        found = evaluate(task, stream, meter, context=context, precision=config.precision)
-        check_read(stream)
+        found = measured(config, task, stream, meter, context)
         rejected = stream.collection.rejected
     found["coverage"] *= stream.samples / (stream.samples + rejected)
     how = stamp(config.model, predictor.config, config.split, payload["origin"])
     if found["cut_at_marks"] > 0.5:
         how["privileged"] += ["where each clip begins and ends"]
     result = how | {"rejected": rejected} | found
-    ledger = Path(config.cluster.output, "ledger.jsonl")
-    with attached(payload, context, files=[ledger]) as tracker:
+    with attached(payload, context, files=[ledger_of(config)]) as tracker:
         tracker.log({f"{config.split or 'all'}/{name}": value for name, value in found.items()}, 0)
         if context.rank == 0:
             write(meter, result, Path(config.cluster.output))
@@ -239,42 +194,18 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     return result
 
 
-def data_of(config: EvaluateConfig, predictor: Predictor, *, streams: int) -> DataConfig:
+def data_of(config: ReadingConfig, predictor: Predictor, *, streams: int) -> DataConfig:
     """The clips as the predictor's own configuration samples and views them."""
     own = predictor.config
-    data = DataConfig(
-        shards=config.shards,
-        split=config.split,
-        splits=config.splits,
-        streams=streams,
+    data = replace(
+        config.data(config.split, streams=streams),
         frames=own.encoder.frames,
         pair=own.encoder.pair,
         stride=own.stride,
         size=own.encoder.image_size,
-        loader_workers=config.loader_workers,
-        max_failed_share=config.max_failed_share,
-        skip=config.skip,
-        cache=config.cache,
-        cache_gb=config.cache_gb,
         views=own.views,
     )
     return carrying(data, own.encoder, own.outputs)
-
-
-def check_shards(config: EvaluateConfig) -> Collection:
-    """What is read. ValueError unless there are whole shards with clips of the split, before
-    anything starts."""
-    if not config.shards:
-        raise ValueError("shards is empty: name shard folders with --shards DIR …")
-    data = DataConfig(
-        shards=config.shards,
-        split=config.split,
-        splits=config.splits,
-        skip=config.skip,
-        cache=config.cache,
-        cache_gb=config.cache_gb,
-    )
-    return open_collection(data)
 
 
 def check_labels(found: Sequence[str], known: Sequence[str]) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.collecting import check_read
 from finetune.history import cautions, leaks, record_of
 from finetune.inputs import carrying
 from finetune.models.configs import privileged
@@ -25,26 +24,24 @@ from finetune.predictor_config import weights_of
 from finetune.probes.features import FeatureMeter, Features, FeatureTask, joined
 from finetune.probes.figures import probe
 from finetune.probes.networks import Frozen, Sizes, open_network
+from finetune.reading import ReadingConfig, ledger_of, measured, open_once, prepared
 from launch.cluster import ClusterConfig, WorkerContext
-from launch.config import absolute_paths, from_dict, parse_one
-from launch.engine import evaluate
+from launch.config import from_dict, parse_one
 from launch.fetching import fetch
 from launch.job import attached, command, drive, write_json
 from launch.store import store_uri
 from launch.task import Tracker
 from launch.tracking import TrackingConfig
-from launch.zero import Precision
 from shards.augment import ViewConfig
-from shards.cache import DEFAULT_GB
-from shards.ledger import Ledger
-from shards.presence import Lost
+from shards.config import DataConfig
+from shards.opening import open_collection
 from shards.reader import Collection
-from shards.stream import ClipStream, DataConfig, TooManyFailures, open_clips, open_collection
+from shards.stream import TooManyFailures
 from shards.workers import WorkerDied
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(ReadingConfig):
     """Which encoder is probed on which clips."""
 
     model: str = ""
@@ -52,10 +49,6 @@ class ProbeConfig:
     public checkpoint (VideoMAE, MARLIN, Hugging Face)."""
     random: bool = False
     """Fresh weights in the place of the model's: the control that says what they are worth."""
-    shards: tuple[str, ...] = ()
-    """Shard folders: paths, or URLs."""
-    splits: str | None = None
-    """A CSV file `dataset,key,split` in the place of the splits stored in the shards."""
     train_split: str | None = "train"
     """The labelled clips that the probes learn from; None writes features and nothing else."""
     split: str | None = "test"
@@ -69,26 +62,13 @@ class ProbeConfig:
     """How many of them vote."""
     seed: int = 0
     """Which subjects choose the linear probe's regularisation, and of random weights."""
-    precision: Precision = "fp32"
-    """Of the network's matrix products."""
-    batch: int = 8
-    """Clips a worker computes at once."""
-    loader_workers: int = 2
-    """Processes that decode, of each worker; 0 decodes in the worker itself."""
-    max_failed_share: float = 0.01
-    """It stops when more than this share of a split's clips cannot be read."""
-    cache: str | None = None
-    """Local folder for shards from a URL; None is ~/.cache/mira-video/shards."""
-    cache_gb: float = DEFAULT_GB
-    """Size it never exceeds."""
     cluster: ClusterConfig = field(
         default_factory=lambda: ClusterConfig(workers=0, output="runs/probe")
     )
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(experiment="probe"))
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"batch is {self.batch}: use 1 or more")
+        super().__post_init__()
         if not self.neighbours or min(self.neighbours) < 1:
             raise ValueError(f"neighbours is {self.neighbours}: use one or more positive numbers")
         if self.train_split is not None and self.split in (None, self.train_split):
@@ -107,11 +87,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: ProbeConfig) -> dict[str, Any]:
     """Fetch the model, probe it, print the figures; returns the summary."""
-    config = absolute_paths(config, "shards", "splits", "cache", "cluster.output")
-    if not config.model:
-        raise ValueError("model is empty: name one with --model FOLDER or models:/NAME@ALIAS")
-    if not config.shards:
-        raise ValueError("shards is empty: name shard folders with --shards DIR …")
+    config = prepared(config)
     inputs: dict[str, Any] = {}
     lost: dict[str, str] | None = None
     for split in splits_of(config):
@@ -175,24 +151,23 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     )
     task = FeatureTask(network).to(context.device)
     output = Path(config.cluster.output)
-    ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
     tables: dict[str, Features] = {}
     read: dict[str, dict[str, float]] = {}
     labels: tuple[str, ...] = ()
     for split in splits_of(config):
-        with open_split(config, network, split, context, ledger, lost=payload["lost"]) as stream:
+        data = data_of(config, split, network=network, streams=context.world)
+        with open_once(config, data, context, lost=payload["lost"]) as stream:
             labels = stream.labels
             meter = FeatureMeter(stream, split=split)
             name = split or "all"
-            read[name] = evaluate(task, stream, meter, context=context, precision=config.precision)
-            check_read(stream)
+            read[name] = measured(config, task, stream, meter, context)
             if meter.table is not None:
                 tables[name] = meter.table
     stamp = {"labels": list(labels), "privileged": privileged(network.config)}
     known = {} if config.random else record_of(Path(config.model))
     stamp["leaks"] = leaks(known, config.split, payload["origin"])
     result: dict[str, Any] = {**stamp, "read": read, "probes": {}}
-    with attached(payload, context, files=[ledger.path]) as tracker:
+    with attached(payload, context, files=[ledger_of(config)]) as tracker:
         if context.rank == 0:
             joined(list(tables.values())).write(output / "features.parquet")
             if config.train_split is not None:
@@ -209,45 +184,11 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     return result
 
 
-def open_split(
-    config: ProbeConfig,
-    network: Frozen,
-    split: str | None,
-    context: WorkerContext,
-    ledger: Ledger,
-    *,
-    lost: Lost | None = None,
-) -> ClipStream:
-    """Each clip of a split once, as the network takes it."""
-    return open_clips(
-        data_of(config, split, network=network, streams=context.world),
-        global_batch=config.batch * context.world,
-        micro_batch=config.batch,
-        rank=context.rank,
-        world=context.world,
-        train=False,
-        pinned=bool(config.cluster.gpus_per_worker),
-        ledger=ledger,
-        lost=lost,
-    )
-
-
 def data_of(
     config: ProbeConfig, split: str | None, *, streams: int, network: Frozen | None = None
 ) -> DataConfig:
     """The clips of a split, with what the network takes beside them."""
-    data = DataConfig(
-        shards=config.shards,
-        split=split,
-        splits=config.splits,
-        streams=streams,
-        stride=config.stride,
-        loader_workers=config.loader_workers,
-        max_failed_share=config.max_failed_share,
-        cache=config.cache,
-        cache_gb=config.cache_gb,
-        views=config.views,
-    )
+    data = replace(config.data(split, streams=streams), stride=config.stride, views=config.views)
     if network is None:
         return data
     own = network.config

@@ -13,26 +13,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.collecting import check_read
-from finetune.evaluation import EvaluateConfig, check_labels, data_of, located
+from finetune.evaluation import check_labels, data_of, located
 from finetune.history import cautions, stamp
 from finetune.predictor import Predictor
 from finetune.probes.manipulations import AS_IS
 from finetune.probes.picture import draw
 from finetune.probes.report import attention_on, cost_of
 from finetune.probes.task import Row, TemporalMeter, TemporalTask
+from finetune.reading import ReadingConfig, ledger_of, measured, open_once
 from launch.cluster import ClusterConfig, WorkerContext
 from launch.config import from_dict, parse_one
-from launch.engine import evaluate
 from launch.job import attached, command, drive, write_json
 from launch.tracking import TrackingConfig
-from shards.ledger import Ledger
-from shards.stream import TooManyFailures, open_clips
+from shards.stream import TooManyFailures
 from shards.workers import WorkerDied
 
 
 @dataclass(frozen=True)
-class TemporalConfig(EvaluateConfig):
+class TemporalConfig(ReadingConfig):
     """Which model is asked about which clips."""
 
     seed: int = 0
@@ -67,28 +65,17 @@ def measure(payload: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     predictor = Predictor.load(config.model, device=str(context.device))
     task = TemporalTask(predictor.model, predictor.config.outputs, seed=config.seed)
     output = Path(config.cluster.output)
-    ledger = Ledger(output / "ledger.jsonl", rank=context.rank)
     data = data_of(config, predictor, streams=context.world)
-    with open_clips(
-        replace(data, extra=(*data.extra, "marks")),
-        global_batch=config.batch * context.world,
-        micro_batch=config.batch,
-        rank=context.rank,
-        world=context.world,
-        train=False,
-        pinned=bool(config.cluster.gpus_per_worker),
-        ledger=ledger,
-        lost=payload["lost"],
-    ) as stream:
+    data = replace(data, extra=(*data.extra, "marks"))
+    with open_once(config, data, context, lost=payload["lost"]) as stream:
         labels = stream.labels
         check_labels(labels, predictor.config.labels)
         meter = TemporalMeter(stream, task)
-        found = evaluate(task, stream, meter, context=context, precision=config.precision)
-        check_read(stream)
+        found = measured(config, task, stream, meter, context)
     result: dict[str, Any] = (
         stamp(config.model, predictor.config, config.split, payload["origin"]) | found
     )
-    with attached(payload, context, files=[ledger.path]) as tracker:
+    with attached(payload, context, files=[ledger_of(config)]) as tracker:
         if meter.rows is not None:
             result |= report(meter.rows, task, classes=len(labels), seed=config.seed)
             write_json(output / "metrics.json", result)

@@ -8,12 +8,11 @@ import torch
 from torch import distributed
 
 from finetune.collecting import check_read
-from finetune.probes.driver import ProbeConfig, open_split
+from finetune.probes.driver import ProbeConfig, data_of
 from finetune.probes.features import FeatureMeter, FeatureTask
 from finetune.probes.networks import Sizes, open_network
-from launch.cluster import WorkerContext
-from launch.engine import evaluate
-from shards.ledger import Ledger
+from finetune.reading import measured, open_once
+from launch.cluster import ClusterConfig, WorkerContext
 from shards.stream import DataConfig, TooManyFailures, open_clips
 
 
@@ -21,12 +20,13 @@ def table_of_rank(rank: int, folder: str, shards: str, encoder: str) -> None:
     """Features of split test by one of two ranks; rank 0 writes the table of both."""
     _join(rank, folder)
     context = WorkerContext(rank, 2, torch.device("cpu"))
-    config = ProbeConfig(shards=(shards,), batch=1, loader_workers=0)
+    here = ClusterConfig(workers=0, output=folder)
+    config = ProbeConfig(shards=(shards,), batch=1, loader_workers=0, cluster=here)
     network = open_network(encoder, Sizes())
-    ledger = Ledger(Path(folder, "ledger.jsonl"), rank=rank)
-    with open_split(config, network, "test", context, ledger) as stream:
+    data = data_of(config, "test", network=network, streams=2)
+    with open_once(config, data, context, lost=None) as stream:
         meter = FeatureMeter(stream, split="test")
-        found = evaluate(FeatureTask(network), stream, meter, context=context)
+        found = measured(config, FeatureTask(network), stream, meter, context)
     assert found == {"clips": 4.0, "unread": 0.0, "coverage": 1.0}
     assert (meter.table is not None) == (rank == 0)
     if meter.table is not None:
