@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +22,19 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this job. Raises ValueError naming the job that holds it already, on this
-    machine or on another one that shares the folder."""
-    path = folder / NAME
-    file = _opened(path)
+def claimed(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
+    """Hold `folder`, which is made where it is not there, for this job.
+
+    Args:
+        patience: seconds to wait for another job, which may be ending.
+
+    Raises ValueError naming the job that holds it, on this machine or on another one that shares
+    the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, until = folder / NAME, time.monotonic() + patience
+    while (file := _opened(path, last=time.monotonic() >= until)) is None:
+        time.sleep(0.5)
     try:
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -35,8 +44,9 @@ def claimed(folder: Path) -> Iterator[None]:
         os.close(file)
 
 
-def _opened(path: Path) -> int:
-    """The file, locked; not one that its last holder has unlinked meanwhile."""
+def _opened(path: Path, *, last: bool) -> int | None:
+    """The file, locked; not one that its last holder has unlinked meanwhile. None where another job
+    holds it, or at the `last` try ValueError."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -48,9 +58,11 @@ def _opened(path: Path) -> int:
             os.close(file)
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
+            if not last:
+                return None
             raise ValueError(
                 f"{path.parent} is in use by another job ({holder}): wait until it ends, stop it, "
-                "or choose another --cluster.output"
+                "or choose another output folder"
             ) from None
         if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
             return file

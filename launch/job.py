@@ -72,7 +72,6 @@ def drive(
     Raises ValueError where another job works in that folder.
     """
     output = Path(config.cluster.output)
-    output.mkdir(parents=True, exist_ok=True)
     with claimed(output):
         origin = provenance(seed=seed, inputs=inputs)
         kept = checkpoints(origin) if checkpoints else None

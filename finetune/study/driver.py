@@ -24,7 +24,7 @@ from finetune.protocols import build, labelled
 from finetune.recipes import RECIPES
 from finetune.study.cohort import open_folders, read_clips
 from finetune.study.config import StudyConfig
-from finetune.study.fold import ON_TEST, alone, run_fold
+from finetune.study.fold import ON_TEST, run_fold
 from finetune.study.folder import check_same, hashes_of, jobs_of, split_tables, write_splits
 from finetune.study.folds import Protocol, Refused
 from finetune.study.leaks import (
@@ -37,6 +37,7 @@ from finetune.study.report import Study, report
 from finetune.study.room import check_room
 from finetune.study.sections import told, words
 from finetune.study.table import watching
+from launch.claim import claimed
 from launch.config import absolute_paths, parse, to_dict
 from launch.fetching import fetch
 from launch.job import command
@@ -73,7 +74,7 @@ def run(config: StudyConfig) -> dict[str, Any]:
     out = Path(config.out)
     made, inputs = prepare(config)
     print(summary_of(made))
-    with alone(out / ".lock", patience=0):
+    with claimed(out):
         tables = split_tables(made)
         splits, seed = hashes_of(tables), config.finetune.run.seed
         config = with_init(config)

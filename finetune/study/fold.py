@@ -16,7 +16,6 @@ other folds. Training is `job.py`, the test `evaluation.py`.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
@@ -32,6 +31,7 @@ from finetune import evaluation, job
 from finetune.config import FinetuneConfig
 from finetune.evaluation import EvaluateConfig
 from launch.checkpoint import Checkpoints
+from launch.claim import claimed
 from launch.config import from_dict
 from launch.job import write_json
 from launch.tracking import TrackingConfig
@@ -39,7 +39,7 @@ from launch.tracking import TrackingConfig
 RULES = {"val": "best on validation", "test": "best on test"}
 """The split that picked the best step → the selection rule."""
 ON_TEST = RULES["test"]
-BUSY_SECONDS = 60.0
+BUSY_SECONDS = 120.0  # a process of a driver that was killed may live on a moment
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def run_fold(payload: dict[str, Any]) -> dict[str, Any]:
             "splits" (sha256)}.
     """
     folder = Path(payload["folder"])
-    with _logged(folder / "log.txt"), alone(folder / ".lock", patience=BUSY_SECONDS):
+    with _logged(folder / "log.txt"), claimed(folder, patience=BUSY_SECONDS):
         config = from_dict(FinetuneConfig, payload["config"])
         earlier, began = spent_before(folder), time.time()
         summary = _trained(config)
@@ -173,31 +173,6 @@ def _tested(
 def rule_of(selection: str) -> str:
     """The selection rule, from what a predictor's folder says of itself ("best uar on val")."""
     return RULES[selection.rpartition(" ")[2]] if selection.startswith("best") else selection
-
-
-@contextmanager
-def alone(path: Path, *, patience: float) -> Iterator[None]:
-    """One process at a time in a folder: one of a driver that was killed may live on a moment.
-
-    Args:
-        patience: seconds to wait for another one.
-
-    Raises OSError where another one stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        until = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise OSError(
-                        f"{path.parent} is in use by another process; wait for it or end it"
-                    ) from None
-                time.sleep(0.5)
-        yield
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from finetune.outputs import HeadsConfig, Outputs
 from finetune.protocols import ProtocolConfig
 from finetune.study import driver, room, table
 from finetune.study.config import StudyConfig
-from finetune.study.fold import Stamp, alone, finished, rule_of, spent_before
+from finetune.study.fold import Stamp, finished, rule_of, spent_before
 from finetune.study.folder import fold_config
 from finetune.study.folds import Refused
 from finetune.study.leaks import check_weights
@@ -607,18 +607,6 @@ def test_weights_of_a_folder_that_a_fold_leaves_out_are_refused(tmp_path, uri):
     assert not (tmp_path / "out").exists()
     made, _ = driver.prepare(config)
     assert made.name == "loso", "of every folder somebody is left"
-
-
-def test_one_process_at_a_time(tmp_path):
-    lock = tmp_path / "f/.lock"
-    with (
-        alone(lock, patience=0),
-        pytest.raises(OSError, match="in use by another process"),
-        alone(lock, patience=0),
-    ):
-        pass
-    with alone(lock, patience=0):
-        pass
 
 
 # --- selection --------------------------------------------------------------------------------

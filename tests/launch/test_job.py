@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.claim import claimed
 from launch.cluster import ClusterConfig, WorkerContext
 from launch.engine import Diverged
 from launch.failures import WorkerLost
@@ -107,6 +108,20 @@ def test_a_folder_that_another_job_works_in_is_refused_until_that_one_is_gone(co
         holder.wait()
     assert drive(doubles, config, seed=0, inputs={}, publish=nothing)["twice"] == 14
     assert sorted(path.name for path in out.iterdir()) == ["summary.json"]
+
+
+def test_a_job_may_wait_for_one_that_is_ending(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "new")], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert holder.stdout and holder.stdout.readline() == b"held\n"
+    with pytest.raises(ValueError, match="in use by another"), claimed(tmp_path / "new"):
+        pass
+    killer = threading.Timer(1.0, holder.kill)
+    killer.start()
+    with claimed(tmp_path / "new", patience=60):
+        assert not killer.is_alive()
+    holder.wait()
 
 
 STOPPED = """
