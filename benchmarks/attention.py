@@ -101,7 +101,8 @@ def rows(
     peaks = {key: peak_bytes(each.run, device) for key, each in timed.items()}
     found = []
     for (name, direction), own in taken.items():
-        base = taken[BASE, direction]
+        base = taken.get((BASE, direction), [math.nan] * len(own))
+        peak, plain = peaks[name, direction], peaks.get((BASE, direction), math.nan)
         by_turn = [a / b for a, b in zip(own, base, strict=True)]
         found.append(
             machine(device, clock)
@@ -118,8 +119,8 @@ def rows(
                 "ratio_turns_p50": f"{quantile(by_turn, 0.5):.3f}",
                 "host_ms": f"{1e3 * timed[name, direction].host:.4f}",
                 "kernel": chosen_kernel(tensors),
-                "peak_bytes": peaks[name, direction],
-                "peak_ratio": f"{peaks[name, direction] / peaks[BASE, direction]:.2f}",
+                "peak_bytes": peak,
+                "peak_ratio": f"{peak / plain:.2f}",
             }
         )
     return found
@@ -171,7 +172,7 @@ def compete(case: Case, options: argparse.Namespace, end: float) -> int:
     for name, problem in refused.items():
         print(f"{case} {name}: not timed, {problem}", flush=True)
     passed = {name: entrant for name, entrant in entrants.items() if name not in refused}
-    if BASE in passed:
+    if passed:
         found = rows(case, passed, tensors, options.turns, options.clock, end)
         append(options.out, found)
         report(found)

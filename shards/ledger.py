@@ -18,7 +18,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from shards.patience import log, patiently
 from shards.place import DISK_PATIENCE, Remote, locate, read_whole
@@ -76,13 +76,23 @@ class Ledger:
     def _append(self, failure: Failure) -> None:
         line = json.dumps({**asdict(failure), "rank": self.rank}, ensure_ascii=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # In a JSON text the escape of half a surrogate pair is what it stands for.
-        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        with self.path.open("a+b") as file:
             with contextlib.suppress(OSError):  # some network disks have no locks
                 fcntl.lockf(file, fcntl.LOCK_EX)  # on others appending alone may lose lines
-            file.write(line)
+            if _torn(file):  # by a disk that was full
+                line = "\n" + line
+            # In a JSON text the escape of half a surrogate pair is what it stands for.
+            file.write(line.encode("utf-8", errors="backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
+
+
+def _torn(file: BinaryIO) -> bool:
+    """Whether the last line has no end."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 @dataclass
@@ -106,19 +116,34 @@ def read_named(
     for name in ledgers:
         try:
             lines = read_whole(locate(name, like)).splitlines()
-            for line in map(json.loads, lines):
-                named = found.setdefault(str(line["sha256"]), Named())
-                if line["kind"] == "sample":
-                    named.keys.add(str(line["key"]))
-                named.lost |= line["kind"] == "shard"
         except OSError as error:
             raise ValueError(f"{asked}: {name} cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"{asked}: {name} is no ledger that this version wrote ({error!r:.200}): give the "
-                "ledger.jsonl of a run's output folder"
-            ) from None
+        strange: list[Exception] = []
+        for line in lines:
+            try:
+                failure = json.loads(line)
+                digest, kind, key = (str(failure[name]) for name in ("sha256", "kind", "key"))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                strange.append(error)
+                continue
+            named = found.setdefault(digest, Named())
+            if kind == "sample":
+                named.keys.add(key)
+            named.lost |= kind == "shard"
+        _check_strange(strange, len(lines), f"{asked}: {name}")
     return found
+
+
+def _check_strange(strange: Sequence[Exception], lines: int, where: str) -> None:
+    """Lines that are none of a ledger: one may be torn, where a disk was full; more than every
+    second make another file of it."""
+    if 2 * len(strange) > lines:
+        raise ValueError(
+            f"{where} is no ledger that this version wrote ({strange[0]!r:.200}): give the "
+            "ledger.jsonl of a run's output folder"
+        )
+    if strange:
+        log.warning("%s: %d of %d lines are torn and tell nothing", where, len(strange), lines)
 
 
 def read_skip(ledgers: Sequence[str], like: Remote | None = None) -> Skip:

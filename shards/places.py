@@ -16,9 +16,10 @@ from shards.order import Order, Slot
 class Places:
     """The places of one rank, a micro-batch at a time, in the order of steps.
 
-    A step goes by place, not by stream: what stands side by side in a micro-batch is then of
-    different shards, as far as there are streams. Mixing pairs neighbours, and those of one shard
-    are often of one class.
+    A step goes through the streams again and again and takes one sample of each, from the next one
+    at the next place: what stands side by side in a micro-batch is then of different shards, as far
+    as there are streams, and of all the folders of a mixture, which take turns along the places.
+    Mixing pairs neighbours, and those of one shard are often of one class.
     """
 
     order: Order
@@ -39,6 +40,9 @@ class Places:
         last = self.order.steps_per_epoch
         for step in itertools.count(first) if self.endless else range(first, last):
             slots = self.order.slots(step, rank=self.rank, world=self.world)
-            slots.sort(key=lambda slot: (slot.place, slot.stream))
+            slots.sort(key=self._turn)
             for i in range(0, len(slots), self.micro_batch):
                 yield slots[i : i + self.micro_batch]
+
+    def _turn(self, slot: Slot) -> tuple[int, int]:
+        return (slot.stream // self.world + slot.place) % self.order.per_stream, slot.stream

@@ -114,6 +114,24 @@ def test_a_contestant_that_fails_once_it_is_timed_is_named_and_costs_no_other(
     assert ("published flashlite", "forward+backward") in rows and len(rows) == 3
 
 
+def test_rows_of_others_are_written_where_plain_attention_cannot_be_timed(
+    monkeypatch, tmp_path, capsys
+):
+    def too_large(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    found = contestants(TINY, inputs(TINY, "cpu"))
+    monkeypatch.setitem(found, "sdpa", attention_check.Contestant("plain", too_large))
+    monkeypatch.setattr(attention, "contestants", lambda *_: found)
+    out = tmp_path / "attention.csv"
+    arguments = (TINY, "--turns", 1, "--out", out, "--device", "cpu")
+    assert run(monkeypatch, *arguments, "--only", "ours exact") == 0
+    assert "sdpa: not timed, out of memory" in capsys.readouterr().out
+    rows = list(csv.DictReader(out.open(newline="")))
+    assert {row["contestant"] for row in rows} == {"ours exact"} and len(rows) == 2
+    assert {row["ratio_p50"] for row in rows} == {"nan"}
+
+
 def test_a_contestant_that_breaks_the_device_ends_the_command_with_a_status_of_its_own(
     monkeypatch, tmp_path, capsys
 ):
@@ -354,7 +372,15 @@ def test_tiles_that_cannot_run_are_told_even_by_an_error_without_words(capsys):
     def failing(_):
         raise MemoryError
 
-    for then, told in ((failing, "MemoryError"), (lambda x: x * 2, "results 1.0e+00 apart")):
+    def unwritten(x):
+        x.register_hook(lambda grad: grad * torch.nan)
+        return x
+
+    for then, told in (
+        (failing, "MemoryError"),
+        (lambda x: x * 2, "results 1.0e+00 apart"),
+        (unwritten, "results nan apart"),
+    ):
         calls.clear()
         attending = functools.partial(attend, then=then)
         assert ratio(attending, tensors, "flashlite", "dq", sizes) is None

@@ -88,6 +88,19 @@ def test_clips_side_by_side_are_of_different_streams(world, micro):
         assert all(a.stream != b.stream for a, b in pairs) == (world < 16)
 
 
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize(("weights", "global_batch"), [((1, 1), 32), ((2, 1), 48), ((3, 1), 64)])
+def test_every_micro_batch_holds_all_folders_of_a_mixture(weights, global_batch, world):
+    mixture = Mixture((2, 2), weights, ("a", "b"))
+    order = Order(
+        (40,) * 4, streams=16, global_batch=global_batch, seed=0, shuffle=True, mixture=mixture
+    )
+    for rank in range(world):
+        places = Places(order, 4, rank, world, start_step=3, endless=True)
+        for batch in itertools.islice(places, places.a_step):
+            assert {slot.shard < 2 for slot in batch} == {True, False}
+
+
 def test_evaluation_keeps_the_order_on_disk():
     counts = [3, 0, 4]
     order = make(counts, streams=1, global_batch=2, shuffle=False)
