@@ -18,7 +18,7 @@ from finetune.prediction import Prediction
 from finetune.predictor_config import artifact_folder
 from finetune.predictor_package import stream_predictions
 from launch.config import parse_one, to_dict
-from launch.fetching import fetch
+from launch.fetching import fetched
 from launch.job import command, write_json
 from launch.provenance import provenance
 from launch.record import closing_run, create_run, printable
@@ -78,13 +78,19 @@ def run(config: PredictConfig) -> list[Prediction]:
             f"no such video: {', '.join(missing)}; give paths of video files on this machine"
         )
     out = Path(config.out).expanduser().absolute()
-    model = fetch(config.model, uri=store_uri(config.tracking.uri, str(out)), into=out / ".fetched")
+    with fetched(config.model, uri=store_uri(config.tracking.uri, str(out)), beside=out) as model:
+        answers = _answers(config, model, out)
+    if all(answer.reason for answer in answers):
+        raise ValueError(f"none of the {len(answers)} videos could be used; see the reasons above")
+    return answers
+
+
+def _answers(config: PredictConfig, model: Path, out: Path) -> list[Prediction]:
     if not (model / "MLmodel").is_file():
         raise ValueError(
             f"{model} is not a packaged model; give models:/NAME@ALIAS, or the folder `model` that "
             "fine-tuning wrote"
         )
-    out.mkdir(parents=True, exist_ok=True)
     if _precropped(model):
         print(
             "note: this model learned from clips that were already cropped (detector none): it "
@@ -93,10 +99,7 @@ def run(config: PredictConfig) -> list[Prediction]:
         )
     how = {"marks": config.marks, "detector_model": config.detector_model}
     with recorded(config, out) as tracker:
-        answers = ask(model, config.videos, out, tracker, **how)
-    if all(answer.reason for answer in answers):
-        raise ValueError(f"none of the {len(answers)} videos could be used; see the reasons above")
-    return answers
+        return ask(model, config.videos, out, tracker, **how)
 
 
 def _precropped(model: Path) -> bool:
@@ -140,8 +143,9 @@ def ask(
                 (out / f"{name}.png").write_bytes(answer.picture)
                 tracker.figure(printable(name), answer.picture)
     finally:
-        write_json(out / "predictions.json", [plain(answer) for answer in answers])
-        tracker.log_file(str(out / "predictions.json"))
+        if answers:  # else those of another time stay
+            write_json(out / "predictions.json", [plain(answer) for answer in answers])
+            tracker.log_file(str(out / "predictions.json"))
         tracker.close()
     return answers
 

@@ -5,7 +5,8 @@ Clips are sampled, cropped and viewed as the predictor's own configuration says.
 `launch/engine.py`, the figures are `metrics.py` and `measure.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,14 @@ from finetune.reading import Reading, ReadingConfig, ledger_of, measured, open_o
 from finetune.task import ClassifyTask
 from launch.cluster import ClusterConfig, WorkerContext
 from launch.config import from_dict, parse_one
-from launch.fetching import fetch
+from launch.fetching import fetched
 from launch.job import attached, command, drive, write_json
 from launch.store import store_uri
 from launch.tracking import TrackingConfig
 from shards.config import DataConfig
 from shards.marks import cut_at_marks
 from shards.opening import open_collection
-from shards.stream import ClipStream, TooManyFailures
+from shards.stream import ClipStream
 from shards.wording import count
 from shards.workers import WorkerDied
 
@@ -94,18 +95,17 @@ def main(argv: Sequence[str]) -> int:
     """The command line of `launch/evaluate.py`."""
     about = "Measure a fine-tuned model on a split of shards."
     config = parse_one(EvaluateConfig, argv, prog="launch/evaluate.py", description=about)
-    return command(lambda: run(config), told=(TooManyFailures, WorkerDied))
+    return command(lambda: run(config), told=(WorkerDied,))
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Fetch the model, measure it, print the figures; returns the summary."""
-    config, inputs, lost = located(config)
-    output = Path(config.cluster.output)
-    result = drive(measure, config, seed=0, inputs=inputs, publish=lambda *_: {}, lost=lost)
+    with located(config) as (config, inputs, lost):
+        result = drive(measure, config, seed=0, inputs=inputs, publish=lambda *_: {}, lost=lost)
     which = f"split {config.split}" if config.split else "all splits"
     print(
         f"{result['clips']:.0f} clips of {which} ({answered(result)}): "
-        f"{'; '.join(in_words(result))}; {output}"
+        f"{'; '.join(in_words(result))}; {config.cluster.output}"
     )
     return result
 
@@ -117,9 +117,10 @@ def answered(result: dict[str, Any]) -> str:
     return told + (f", {count(lost, 'video')} rejected by ingest included" if lost else "")
 
 
-def located(config: Reading) -> tuple[Reading, dict[str, Any], dict[str, str]]:
-    """With absolute paths and the model as a local folder; place and sha256 of the manifests; and
-    `Collection.told` of the shards.
+@contextmanager
+def located(config: Reading) -> Iterator[tuple[Reading, dict[str, Any], dict[str, str]]]:
+    """With absolute paths and the model as a local folder, as long as this lasts; place and sha256
+    of the manifests; and `Collection.told` of the shards.
 
     Raises ValueError where model or shards are not named, or not one whole shard has clips of the
     split, and like `fetch`.
@@ -127,9 +128,8 @@ def located(config: Reading) -> tuple[Reading, dict[str, Any], dict[str, str]]:
     config = prepared(config)
     collection = open_collection(config.data(config.split))
     output = config.cluster.output
-    uri = store_uri(config.tracking.uri, output)
-    local = fetch(config.model, uri=uri, into=Path(output, ".fetched"))
-    return replace(config, model=str(local.absolute())), collection.inputs, collection.told
+    with fetched(config.model, uri=store_uri(config.tracking.uri, output), beside=output) as model:
+        yield replace(config, model=str(model)), collection.inputs, collection.told
 
 
 def in_words(result: dict[str, Any]) -> list[str]:

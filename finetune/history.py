@@ -60,8 +60,9 @@ def trained_on(record: Mapping[str, Any], split: str | None, origin: Origin) -> 
         return []
     if record.get(SPLIT_FILE) != origin.get(SPLIT_FILE):
         return ["some of these clips may have been trained on (by another split file)"]
-    trained = record.get("train_split", "")  # what an earlier version wrote does not say it
-    both = split is None or trained in (None, split)
+    if split is not None and "train_split" not in record:  # an earlier version wrote it
+        return ["some of these clips may have been trained on (the weights' record names no split)"]
+    both = split is None or record["train_split"] in (None, split)
     return ["some of these clips were trained on"] if both else []
 
 

@@ -42,7 +42,7 @@ from launch.store import store_uri
 from launch.tracking import RunHandle
 from shards.ledger import Ledger
 from shards.plan.preflight import WaitWatch, preflight
-from shards.stream import ClipStream, TooManyFailures
+from shards.stream import ClipStream
 from shards.workers import WorkerDied, start_early
 
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     about = "Fine-tune a video transformer for expression recognition."
     return command(
         lambda: run(parse(RECIPES, argv, prog="launch/finetune.py", description=about)),
-        told=(TooManyFailures, WorkerDied),
+        told=(WorkerDied,),
     )
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +49,15 @@ def fetch(reference: str, *, uri: str, into: str | Path) -> Path:
         if found.is_dir():
             return _kept(found, into)
         return _kept(found.parent, into) / found.name
+
+
+@contextmanager
+def fetched(reference: str, *, uri: str, beside: str | Path) -> Iterator[Path]:
+    """As `fetch`, for as long as this lasts: what was downloaded, into the folder `beside`, is
+    removed then."""
+    Path(beside).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".fetched-") as folder:
+        yield fetch(reference, uri=uri, into=Path(folder, "model")).absolute()
 
 
 def _kept(folder: Path, into: Path) -> Path:

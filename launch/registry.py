@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.tracking import MlflowClient
 
-WEIGHTS = "weights.sha256"  # tag of a version, set when all else of it is done
+CONTENT = "content.sha256"  # tag of a version, set when all else of it is done
 Kind = Literal["encoder", "predictor"]
 HOLDS: dict[Kind, str] = {"encoder": "model.safetensors", "predictor": "MLmodel"}
 LISTED = 20  # names, at most, in a message about one that does not exist
@@ -55,12 +55,13 @@ def publish(
     """Log a folder as a model of a run, register it under `name`, and point `alias` at it.
 
     The version appears only when everything is uploaded. One that this run published before, with
-    the same weights, is returned as it is: its alias may have been moved since, on purpose.
+    the same weights and configuration, is taken again, and an alias that points at another version
+    by now is left there, which is told: somebody may have moved it.
 
     Args:
         kind: `encoder`, an artifact folder of `mira.weights`, or `predictor`, a complete MLflow
             model, which loads and serves by itself.
-        weights: the file in it whose content tells.
+        weights: the file in it whose content tells, and config.json beside it.
         name: in the registry; None logs the model with its run only.
         tags: what whoever finds it there must know.
 
@@ -72,9 +73,9 @@ def publish(
     if not Path(folder, HOLDS[kind]).is_file():
         raise FileNotFoundError(f"{folder} holds no {HOLDS[kind]}: it is no {kind}")
     client, tags = connect(run.uri), {"kind": kind, **(tags or {})}
-    digest = _sha256(weights)
+    digest = _digest(weights)
     if name is not None and (known := _published(client, run.run_id, name, digest)):
-        return Published(f"models:/{name}/{known}", name, known, None)
+        return _again(client, name, known, alias)
     model = _log_model(client, run, Path(folder), kind=kind, tags=tags)
     if name is None:
         return Published(model.model_uri, None, None, None)
@@ -85,7 +86,7 @@ def publish(
     version = int(made.version)
     if alias is not None:
         client.set_registered_model_alias(name, alias, str(version))
-    client.set_model_version_tag(name, str(version), WEIGHTS, digest)
+    client.set_model_version_tag(name, str(version), CONTENT, digest)
     return Published(f"models:/{name}/{version}", name, version, alias)
 
 
@@ -102,12 +103,31 @@ def resolve(reference: str, *, uri: str) -> str:
 def _published(client: MlflowClient, run_id: str, name: str, digest: str) -> int | None:
     """The latest version of `name` that a run published with these weights."""
     found = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
-    return max((int(v.version) for v in found if v.tags.get(WEIGHTS) == digest), default=None)
+    return max((int(v.version) for v in found if v.tags.get(CONTENT) == digest), default=None)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _again(client: MlflowClient, name: str, version: int, alias: str | None) -> Published:
+    """A version that is there, with its alias unless another one has that."""
+    uri = f"models:/{name}/{version}"
+    if alias is None:
+        return Published(uri, name, version, None)
+    holder = client.get_registered_model(name).aliases.get(alias)
+    if holder is None:
+        client.set_registered_model_alias(name, alias, str(version))
+    elif int(holder) != version:
+        print(f"{uri} was published before; @{alias} stays where it is, at version {holder}")
+        return Published(uri, name, version, None)
+    return Published(uri, name, version, alias)
+
+
+def _digest(weights: Path) -> str:
+    """SHA-256 of the weights, and of config.json beside them if there is one."""
+    digest = hashlib.sha256()
+    for path in (weights, weights.with_name("config.json")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _log_model(

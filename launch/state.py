@@ -128,8 +128,8 @@ class State:
             raise ValueError(
                 f"no step of {self.total} changed anything: their samples have weight 0, as what "
                 "could not be read (see the ledger) and clips without a label have; ingest again "
-                "with --annotations that label them, or set --data.balance 0 (with "
-                "--run.allow_change), which draws labelled clips alone"
+                "with --annotations that label them, or fine-tune in another --cluster.output with "
+                "--data.balance 0, which draws labelled clips alone"
             )
 
     def go_back(self, checkpoints: Checkpoints, zero: Zero, source: Source) -> None:

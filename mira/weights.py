@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,7 @@ def save_artifact(
     try:
         aside.mkdir()
         save_file(_plain(state_dict), aside / "model.safetensors", metadata=metadata)
+        _sort_header(aside / "model.safetensors")
         for name, data in (("config", config), ("provenance", provenance)):
             text = json.dumps(data, indent=2, allow_nan=False, sort_keys=True)
             (aside / f"{name}.json").write_text(text + "\n")
@@ -113,6 +115,18 @@ def save_artifact(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+def _sort_header(path: Path) -> None:
+    """The same tensors give the same bytes: safetensors writes its metadata in any order."""
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.dumps(
+            json.loads(file.read(length)), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        ).encode()
+        assert len(header) <= length, "another way to write JSON"
+        file.seek(8)
+        file.write(header.ljust(length))
 
 
 def _swap(aside: Path, folder: Path) -> None:

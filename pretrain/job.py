@@ -32,7 +32,7 @@ from shards.ledger import Ledger
 from shards.plan.preflight import WaitWatch, preflight
 from shards.presence import Lost
 from shards.reader import Collection
-from shards.stream import ClipStream, TooManyFailures, open_clips, open_collection
+from shards.stream import ClipStream, open_clips, open_collection
 from shards.workers import WorkerDied, start_early
 
 PICTURED = 4  # clips in the picture of reconstructions
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     about = "Pretrain a video transformer on face-video shards."
     return command(
         lambda: run(parse(RECIPES, argv, prog="launch/pretrain.py", description=about)),
-        told=(TooManyFailures, WorkerDied),
+        told=(WorkerDied,),
     )
 
 

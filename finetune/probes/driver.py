@@ -27,7 +27,7 @@ from finetune.probes.networks import Frozen, Sizes, open_network
 from finetune.reading import ReadingConfig, ledger_of, measured, open_once, prepared
 from launch.cluster import ClusterConfig, WorkerContext
 from launch.config import from_dict, parse_one
-from launch.fetching import fetch
+from launch.fetching import fetched
 from launch.job import attached, command, drive, write_json
 from launch.store import store_uri
 from launch.task import Tracker
@@ -36,7 +36,6 @@ from shards.augment import ViewConfig
 from shards.config import DataConfig
 from shards.opening import open_collection
 from shards.reader import Collection
-from shards.stream import TooManyFailures
 from shards.workers import WorkerDied
 
 
@@ -82,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     """The command line of `launch/probe.py`."""
     about = "Probe a frozen encoder: features, nearest neighbours, a linear layer."
     config = parse_one(ProbeConfig, argv, prog="launch/probe.py", description=about)
-    return command(lambda: run(config), told=(TooManyFailures, WorkerDied))
+    return command(lambda: run(config), told=(WorkerDied,))
 
 
 def run(config: ProbeConfig) -> dict[str, Any]:
@@ -98,13 +97,13 @@ def run(config: ProbeConfig) -> dict[str, Any]:
             check_labelled(collection, config)
     output = Path(config.cluster.output)
     uri = store_uri(config.tracking.uri, str(output))
-    local = fetch(config.model, uri=uri, into=output / ".fetched").absolute()
-    open_network(local, config.sizes, random=0 if config.random else None)  # errors are told here
-    inputs["model"] = weights_of(local)
-    config = replace(config, model=str(local))
-    result = drive(
-        measure, config, seed=config.seed, inputs=inputs, publish=lambda *_: {}, lost=lost
-    )
+    with fetched(config.model, uri=uri, beside=output) as model:
+        open_network(model, config.sizes, random=0 if config.random else None)  # errors told here
+        inputs["model"] = weights_of(model)
+        config = replace(config, model=str(model))
+        result = drive(
+            measure, config, seed=config.seed, inputs=inputs, publish=lambda *_: {}, lost=lost
+        )
     tell(result, output)
     return result
 

@@ -25,7 +25,6 @@ from launch.cluster import ClusterConfig, WorkerContext
 from launch.config import from_dict, parse_one
 from launch.job import attached, command, drive, write_json
 from launch.tracking import TrackingConfig
-from shards.stream import TooManyFailures
 from shards.workers import WorkerDied
 
 
@@ -45,15 +44,15 @@ def main(argv: Sequence[str]) -> int:
     """The command line of `launch/temporal.py`."""
     about = "Ask a fine-tuned model about clips whose frames were changed, and where it looks."
     config = parse_one(TemporalConfig, argv, prog="launch/temporal.py", description=about)
-    return command(lambda: run(config), told=(TooManyFailures, WorkerDied))
+    return command(lambda: run(config), told=(WorkerDied,))
 
 
 def run(config: TemporalConfig) -> dict[str, Any]:
     """Fetch the model, ask it, print the figures; returns the summary."""
-    config, inputs, lost = located(config)
-    result = drive(
-        measure, config, seed=config.seed, inputs=inputs, publish=lambda *_: {}, lost=lost
-    )
+    with located(config) as (config, inputs, lost):
+        result = drive(
+            measure, config, seed=config.seed, inputs=inputs, publish=lambda *_: {}, lost=lost
+        )
     tell(result)
     print(config.cluster.output)
     return result

@@ -25,7 +25,7 @@ from shards.index import write_aside
 NO_MATTER = ("cluster", "tracking", "out", "retries", "at_once", "accept_code", "init", "cache")
 NO_MATTER += ("shards", "loader_workers", "prefetch", "cache_gb", "retry_seconds")
 NO_MATTER += ("skip", "max_failed_share", "allow_change")
-NO_MATTER += ("log_every", "save_every", "keep_checkpoints", "peak_tflops", "zero_stage")
+NO_MATTER += ("log_every", "save_every", "keep_checkpoints", "peak_tflops")
 """Fields that change no result: what is read is known by its hashes, what cannot be read by the
 coverage; a study that it ends goes on with the ledger."""
 

@@ -6,7 +6,10 @@ does with its files.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import math
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ from finetune.study.fold import finished
 from finetune.study.folder import split_file
 from finetune.study.folds import Fold, Protocol
 from launch.checkpoint import checkpoint_bytes
+from launch.engine import RunConfig
 from shards.wording import count
 
 
@@ -48,8 +52,21 @@ def bytes_of(config: StudyConfig, made: Protocol, folds: Sequence[Fold]) -> int:
     picks = [bool(fold.validation) or config.select_on_test for fold in folds]
     weights = checkpoint // 4 * sum(1 + best for best in picks)
     running = min(len(folds), config.at_once or 1)
-    return weights + running * (theirs.run.keep_checkpoints + 1) * checkpoint
+    return weights + running * _most_checkpoints(theirs.run) * checkpoint
+
+
+def _most_checkpoints(run: RunConfig) -> int:
+    """How many of one fold lie there at once: one is written before the oldest goes. Of a length in
+    epochs, which folds have differently many steps of, one."""
+    made = 1 if run.steps is None else math.ceil(run.steps / run.save_every)
+    return min(run.keep_checkpoints + 1, made)
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Bytes of the files that are there; a process of a killed driver may still remove some."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total

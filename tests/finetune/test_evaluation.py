@@ -14,6 +14,7 @@ from finetune.evaluation import EvaluateConfig, in_words
 from finetune.metrics import figures
 from finetune.predictor import Predictor
 from launch.cluster import ClusterConfig
+from launch.fetching import fetch
 from launch.store import connect
 from launch.tracking import TrackingConfig
 from mira.tubelets import normalise
@@ -100,9 +101,9 @@ def test_the_figures_are_those_of_the_table(result, place):
     assert (written["clips"], written["unread"], written["unlabelled"]) == (5, 0, 0)
 
 
-def test_probabilities_are_the_predictor_s_own(result, place):
-    [fetched] = (place / "measured/.fetched").iterdir()
-    predictor = Predictor.load(fetched, device="cpu")
+def test_probabilities_are_the_predictor_s_own(result, place, uri, tmp_path):
+    model = fetch("models:/stripes@champion", uri=uri, into=tmp_path / "model")
+    predictor = Predictor.load(model, device="cpu")
     config = measuring("", place / "shards", place, "")
     with open_clips(
         evaluation.data_of(config, predictor, streams=1),
@@ -126,7 +127,7 @@ def test_it_is_recorded_and_leaves_nothing_half_written(result, place, uri):
     paths = [a.path for a in connect(uri).list_artifacts(result["run_id"])]
     assert {"predictions.csv", "pictures", "config.json"} <= set(paths)
     left = {p.name for p in (place / "measured").iterdir()}
-    assert left == {".fetched", "metrics.json", "predictions.csv", "summary.json"}
+    assert left == {"metrics.json", "predictions.csv", "summary.json"}
 
 
 def test_a_local_folder_gives_the_same_figures_as_the_registry(result, place, uri, monkeypatch):
@@ -223,7 +224,7 @@ def test_too_many_damaged_clips_give_no_figures(model, damaged, tmp_path, uri, m
         monkeypatch.setattr(ClipStream, "_tolerated", lambda _: 9)
     with pytest.raises(TooManyFailures, match=r"1 of 5 samples .*ledger\.jsonl"):
         evaluation.run(measuring(model, damaged, tmp_path / "out", uri))
-    assert {p for p in tree(tmp_path / "out") if ".fetched" not in p} == {"ledger.jsonl"}
+    assert set(tree(tmp_path / "out")) == {"ledger.jsonl"}
 
 
 def test_labels_in_another_order_are_refused(model, tmp_path, uri):

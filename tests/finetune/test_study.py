@@ -298,7 +298,8 @@ def test_a_study_of_a_network_that_tells_more_than_classes_has_no_other_classes(
 
 def test_a_finished_study_runs_nothing_again_and_says_the_same(done, tmp_path):
     config = copy_of(done, tmp_path)
-    run = replace(config.finetune.run, log_every=7, save_every=9, zero_stage=2)  # change no result
+    changing_no_result = {"log_every": 7, "save_every": 9, "peak_tflops": 1.0}
+    run = replace(config.finetune.run, **changing_no_result)
     config = replace(config, finetune=replace(config.finetune, run=run))
     with here() as ran:
         again = driver.run(config)
@@ -399,10 +400,15 @@ def test_a_fold_that_is_stopped_before_its_result_goes_on_without_checkpoints(do
 def test_a_study_that_the_disk_cannot_hold_is_refused_before_it_starts(
     place, uri, tmp_path, monkeypatch
 ):
-    config = config_of(place / "shards", tmp_path / "out", uri)
+    config = config_of(
+        place / "shards", tmp_path / "out", uri, run={"steps": 6, "save_every": 1, "eval_every": 6}
+    )
     made, _ = driver.prepare(config)
     network = build(config.finetune.encoder, Outputs(made.labels))
     parameters = sum(p.numel() for p in network.parameters())
+    seldom = replace(config.finetune, run=replace(config.finetune.run, save_every=3))
+    few = room.bytes_of(replace(config, finetune=seldom), made, made.folds)
+    assert few == (3 * 2 * 4 + 2 * 16) * parameters, "after 3 and 6 steps"
     need = room.bytes_of(config, made, made.folds)
     assert need == (3 * 2 * 4 + 4 * 16) * parameters, "best and last; checkpoints of one fold"
     two = room.bytes_of(replace(config, at_once=2), made, made.folds)

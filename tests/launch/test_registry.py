@@ -60,19 +60,32 @@ def test_the_alias_moves_to_the_new_version_and_old_versions_stay(run, encoder, 
     assert contents == {"@champion": "second", "/1": "first", "/2": "second", "/latest": "second"}
 
 
-def test_what_a_run_published_before_is_found_and_its_alias_stays_where_it_was_put(run, encoder):
+def test_what_a_run_published_before_is_found_and_its_alias_stays_where_it_was_put(
+    run, encoder, capsys
+):
     """The same command, given again for a finished job, moved the alias back to its model."""
     for content in ("first", "second"):
         publish(run, encoder(content), name="once", alias="champion")
     connect(run.uri).set_registered_model_alias("once", "champion", "1")
+
+    def told():
+        return capsys.readouterr().out
+
     again = publish(run, encoder("second"), name="once", alias="champion")
     assert str(again) == "models:/once/2"
+    assert "/2 was published before; @champion stays where it is, at version 1" in told()
+    new = publish(run, encoder("second"), name="once", alias="staging")
+    assert str(new) == "models:/once/2 (@staging)", "an alias that nobody has is set"
+    assert told() == ""
     assert registry.resolve("models:/once@champion", uri=run.uri) == "models:/once/1"
     assert registry.resolve("models:/once/latest", uri=run.uri) == "models:/once/2"
     output = str(encoder().parent / "other/out")
     other = create_run(TrackingConfig(uri=run.uri), output=output, config={}, origin={})
     theirs = publish(other, encoder("second"), name="once", alias="champion")
     assert str(theirs) == "models:/once/3 (@champion)", "of another run"
+    other_views = encoder("second")
+    (other_views / "config.json").write_text(json.dumps({"dim": 3, "views": 5}))
+    assert publish(run, other_views, name="once").version == 4, "of another configuration"
 
 
 def test_a_version_whose_alias_could_not_be_set_is_published_again(run, encoder, monkeypatch):
@@ -92,8 +105,9 @@ def test_a_version_whose_alias_could_not_be_set_is_published_again(run, encoder,
 def test_a_version_names_its_kind_and_run(run, encoder):
     publish(run, encoder(), name="linked")
     version = connect(run.uri).get_model_version("linked", "1")
-    digest = hashlib.sha256(b"weights").hexdigest()
-    assert version.tags == {"kind": "encoder", "weights.sha256": digest}
+    files = (b"weights", b'{"dim": 3}')
+    digest = hashlib.sha256(b"".join(hashlib.sha256(file).digest() for file in files)).hexdigest()
+    assert version.tags == {"kind": "encoder", "content.sha256": digest}
     assert version.run_id == run.run_id
     outputs = connect(run.uri).get_run(run.run_id).outputs.model_outputs
     assert [output.model_id for output in outputs if output.model_id in version.source]

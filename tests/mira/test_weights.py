@@ -131,6 +131,18 @@ def test_hugging_face_names_round_trip_in_both_bias_spellings(kind, biases):
     same(found.state_dict, model.state_dict())
 
 
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+    state = pretraining().state_dict()
+    written = {
+        save_artifact(tmp_path / f"{i}", state, {"a": 1}, {})
+        .joinpath("model.safetensors")
+        .read_bytes()
+        for i in range(12)
+    }
+    assert len(written) == 1
+    same(load_artifact(tmp_path / "0").state_dict, state)
+
+
 def test_a_key_bias_is_dropped_and_reported():
     theirs = to_hugging_face(pretraining().state_dict(), biases="in_memory")
     extra = "videomae.encoder.layer.0.attention.attention.key.bias"

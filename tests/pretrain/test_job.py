@@ -168,7 +168,9 @@ def test_another_seed_is_another_run(place, uri, whole):
 
 def test_a_finished_run_is_not_trained_again(place, uri, whole):
     config = replace(pretraining(place / "shards", place / "whole", uri), validation_split="test")
+    config = replace(config, tracking=replace(config.tracking, register="stripes-encoder"))
     again = job.run(config)
+    assert again["model"] == whole["model"], "no other version of the same weights"
     assert (again["resumed_from"], again["steps"]) == (6, 6)
     assert again["loss_last"] == whole["loss_last"]
     assert again["run_id"] == whole["run_id"]
