@@ -248,3 +248,19 @@ def test_a_report_reads_as_a_sentence():
     plain = Classifier(SMALL, 5).state_dict()
     report = Classifier.from_public(plain, attention="mira_exact", **SIZES).load_report
     assert str(report) == ("32 tensors loaded, 2 new (blocks.0.attn.c_buf, blocks.1.attn.c_buf)")
+
+
+def test_the_documented_way_in_and_out_works(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).resolve().parents[2] / "docs/weights.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    config = EncoderConfig(dim=24, depth=1, heads=12, layer_norm_eps=1e-5)
+    model = VideoMAE(config, DecoderConfig(dim=12, depth=1, heads=6))
+    monkeypatch.chdir(tmp_path)
+    save_public("checkpoint.pth", randomised(model).state_dict())
+    exec(code, {})
+    assert "videomae pretraining" in capsys.readouterr().out
+    for name in ("videomae.pth", "huggingface.safetensors"):
+        same(load_public(name).state_dict, model.state_dict())
+    found = load_public("marlin.pth").state_dict  # which scales the embedding and back
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
