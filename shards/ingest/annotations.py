@@ -29,7 +29,7 @@ from shards.ingest.inputs import (
 )
 from shards.ingest.numbering import FrameFolder
 from shards.ingest.settings import MARKS
-from shards.ingest.storage import found
+from shards.ingest.storage import LOCKED, found
 from shards.ingest.tables import table
 
 TEXTS = (
@@ -46,15 +46,18 @@ def read_annotations(
 ) -> tuple[list[Item], list[Refused], list[str]]:
     """Items in the order of keys; rows that cannot be used; columns that mean nothing to us.
 
-    `path` may be a folder of pictures, of which `fps` is the rate where the row gives none.
+    `path` may be a folder of pictures, of which `fps` is the rate where the row gives none. Raises
+    PermissionError where one may not be looked at and none is there.
     """
     rows, unused = _rows(file)
     refused: list[Refused] = []
     good: dict[tuple[str, object], tuple[int, Item]] = {}
     firsts: dict[str, tuple[int, Annotation]] = {}
     torn: dict[str, str] = {}
+    denied: PermissionError | None = None
     for number, row in rows:
         relative = row["path"]
+        at = f"line {number} of {file.name}"
         try:
             annotation = _annotation(row)
             path = inside(videos, relative)
@@ -72,10 +75,15 @@ def read_annotations(
             if clip in good:
                 raise InputError("is listed twice")
         except InputError as error:
-            at = f"line {number} of {file.name}"
             refused.append(Refused(shown(relative), f"{error} ({at})", "correct the row"))
             continue
+        except PermissionError as error:
+            denied = error
+            refused.append(Refused(shown(relative), f"{LOCKED[0]} ({at})", LOCKED[1]))
+            continue
         good[clip] = number, Item("", path, relative, annotation, frames)
+    if denied and not good:
+        raise denied
     for clip in [clip for clip in good if clip[0] in torn]:  # who knows which of them is right?
         number, item = good.pop(clip)
         why = f"has another {torn[item.relative]} in a later line (line {number} of {file.name})"

@@ -6,7 +6,6 @@ What a deployed model calls: reading, detection and cropping as in ingest, witho
 from __future__ import annotations
 
 import atexit
-import json
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -16,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from shards.ingest.isolate import FRAMES, RESULT, Sandbox, job
+from shards.ingest.isolate import FRAMES, Sandbox, job, result_of
 from shards.ingest.models import with_model
-from shards.ingest.settings import IngestSettings, Rejected
+from shards.ingest.settings import IngestSettings
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,4 @@ def _result(job: dict[str, Any], isolated: bool) -> dict[str, Any]:
     from shards.ingest.work import perform
 
     perform(job)
-    result = json.loads((Path(job["out"]) / RESULT).read_text())
-    if "rejected" in result:
-        raise Rejected(*result["rejected"])
-    return result
+    return result_of(job)

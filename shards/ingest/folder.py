@@ -25,7 +25,6 @@ from shards.ingest import storage
 from shards.ingest.numbering import FrameFolder, check_missing, choose
 from shards.ingest.picture import Canvas
 from shards.ingest.read import ERROR, NO_MEMORY, Picture, Video
-from shards.ingest.settings import Rejected
 
 KINDS = {  # the first bytes of a file → the decoder for it
     b"\xff\xd8\xff": "mjpeg",
@@ -107,9 +106,9 @@ class PictureFolder:
             with path.open("rb") as file:
                 data = file.read(LARGEST_PICTURE + 1)
         except OSError as error:
-            storage.check(error, path)
-            raise Rejected(
-                f"{name} cannot be read ({error.strerror})", "check its rights"
+            storage.check(error)
+            raise storage.Unreadable(
+                f"{name} cannot be read ({error.strerror})", storage.RIGHTS
             ) from None
         kind = next((kind for start, kind in KINDS.items() if data.startswith(start)), None)
         if kind is None or len(data) > LARGEST_PICTURE:

@@ -77,6 +77,11 @@ class Item:
     """Tells several clips of one source apart; goes into the key."""
 
     @property
+    def root(self) -> Path:
+        """The videos folder."""
+        return self.path.parents[len(PurePosixPath(self.relative).parts) - 1]
+
+    @property
     def name(self) -> str:
         """What rejected.csv calls it."""
         return f"{self.relative}#{self.part}" if self.part else self.relative

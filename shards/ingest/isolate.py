@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from shards.ingest.settings import IngestSettings, Rejected
-from shards.ingest.storage import PATIENCE, StorageFault, begins
+from shards.ingest.storage import PATIENCE, StorageFault, alone, begins
 from shards.patience import patiently
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,15 +35,24 @@ FAULTS = {STORAGE_EXIT: StorageFault, OTHER_EXIT: OSError}
 
 
 def job(
-    source: Path, out: Path, settings: IngestSettings, *, kind: str, **more: Any
+    source: Path,
+    out: Path,
+    settings: IngestSettings,
+    *,
+    kind: str,
+    root: Path | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """A job: `kind` "clips" (mp4 files into `out`) or "frames" (one array into `out`).
 
+    `root` is the folder of the run's videos, of which one is expected to be read if this one cannot
+    be (`storage.alone`); None: the one that it lies in.
     `whole` keeps the video in one piece; `marks` are frame numbers of the source by name, to be
     translated into those of the clip, or `moments` the same in seconds; `frames` are the fields of
     a FrameFolder where the source is a folder of pictures.
     """
-    paths = {"source": str(source.absolute()), "out": str(out.absolute())}
+    named = {"source": source, "out": out, "root": root or source.parent}
+    paths = {name: str(path.absolute()) for name, path in named.items()}
     plain = {"whole": True, "marks": {}, "moments": {}, "frames": None}
     return {"kind": kind, **paths, "settings": asdict(settings)} | plain | more
 
@@ -95,10 +104,7 @@ class Sandbox:
             raise fault(errno.EIO, _last_words(Path(job["out"])) or "input/output error")
         if answer["code"] != 0:
             raise _died(answer["code"], Path(job["out"]))
-        result = json.loads((Path(job["out"]) / RESULT).read_text())
-        if "rejected" in result:
-            raise Rejected(*result["rejected"])
-        return result
+        return result_of(job)
 
     def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
         process = self._started()
@@ -170,6 +176,18 @@ class Sandbox:
         at: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def result_of(job: dict[str, Any]) -> dict[str, Any]:
+    """What `work.perform` made of a job. Raises Rejected, or StorageFault where neither the video
+    nor another one of the run can be read."""
+    result = json.loads((Path(job["out"]) / RESULT).read_text())
+    if "rejected" not in result:
+        return result
+    reason, action = result["rejected"]
+    if result["unreadable"] and not alone(Path(job["source"]), Path(job["root"])):
+        raise StorageFault(errno.EIO, f"{reason}, nor can anything beside it")
+    raise Rejected(reason, action)
 
 
 def _died(code: int, out: Path) -> Rejected:

@@ -51,18 +51,17 @@ class Chosen:
     instants: int
 
 
-def numbered(folder: Path, *, known: bool = False) -> list[tuple[int, str]]:
+def numbered(folder: Path) -> list[tuple[int, str]]:
     """(number, file name) of the pictures in a folder, by number.
 
-    Rejected where there is none, or two have the same number. `known`: the folder was there when
-    the run began.
+    Rejected where there is none, or two have the same number.
     """
     try:
         with os.scandir(folder) as entries:
             names = [e.name for e in entries if _is_picture(e.name) and e.is_file()]
     except OSError as error:
-        storage.check(error, folder if known else None)
-        raise Rejected(f"cannot be listed ({error.strerror})", "check the path") from None
+        storage.check(error)
+        raise storage.Unreadable(f"cannot be listed ({error.strerror})", storage.RIGHTS) from None
     if not names:
         raise Rejected("no picture in this folder", "put the frames there, or correct the path")
     if len(names) > MOST_PICTURES:
@@ -87,7 +86,7 @@ def _number(name: str) -> int:
 
 def choose(folder: Path, how: FrameFolder) -> Chosen:
     """The pictures of the clip that `how` describes. Rejected where too many are missing."""
-    found = numbered(folder, known=True)
+    found = numbered(folder)
     numbers = [number for number, _ in found]
     low = numbers[0] if how.first is None else how.first
     high = numbers[-1] if how.last is None else how.last

@@ -69,4 +69,5 @@ def job_of(item: Item, out: Path, settings: IngestSettings) -> dict[str, Any]:
     whole = a is not None and a.of_the_whole
     marks = dict(a.marks) if a else {}
     frames = asdict(item.frames) if item.frames else None
-    return job(item.path, out, settings, kind="clips", whole=whole, marks=marks, frames=frames)
+    facts = {"root": item.root, "whole": whole, "marks": marks, "frames": frames}
+    return job(item.path, out, settings, kind="clips", **facts)

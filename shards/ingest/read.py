@@ -224,8 +224,8 @@ def _why_not(path: Path, error: Exception, log: list[tuple[int, str, str]]) -> R
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as unreadable:
-        storage.check(unreadable, path)
-        return Rejected(f"cannot be read ({unreadable.strerror})", "check the path and its rights")
+        storage.check(unreadable)
+        return storage.Unreadable(f"cannot be read ({unreadable.strerror})", storage.RIGHTS)
     if getattr(error, "errno", None) in storage.ONE_OR_ALL:  # it was away for a moment
         raise storage.StorageFault(errno.EIO, "was not there when it was opened") from error
     if not head:

@@ -6,7 +6,8 @@ Owns how a request becomes items. Opens no video.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +17,11 @@ from shards.ingest.annotations import read_annotations
 from shards.ingest.inputs import Collected, InputError, Item, Refused, scan
 from shards.ingest.settings import IngestSettings
 from shards.ingest.splits import hold_out, split_subjects
-from shards.ingest.storage import found
+from shards.ingest.storage import LOCKED, found
 from shards.wording import count
 
-NOTHING = "nothing is there (a link that leads nowhere?)"
+NOTHING = "nothing is there (a link that leads nowhere?)", "correct the link, or copy it again"
+"""Reason and action."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,12 @@ def request_of(
     JSON; and bytes that will surely be needed.
 
     A video counts with its name, its size, when it was changed, and what is known of it. Raises
-    OSError where a video cannot be looked at.
+    OSError where the storage fails, PermissionError where a video may not be looked at and none is
+    there.
     """
     digest, total = hashlib.sha256(), 0
     there, refused = [], list(listed.refused)
-    for item in listed.items:
-        file = found(item.path)
-        if file is None:
-            refused.append(Refused(item.name, NOTHING, "correct the link, or copy it again"))
-            continue
+    for item, file in _looked_at(listed.items, refused):
         there.append(item)
         total += file.st_size if item.frames is None else 0
         state = (file.st_size, file.st_mtime_ns)
@@ -112,6 +111,27 @@ def request_of(
     }
     listed = replace(listed, items=there, refused=refused)
     return listed, request, total // 32  # a crop takes a small part of its source
+
+
+def _looked_at(
+    items: Sequence[Item], refused: list[Refused]
+) -> Iterator[tuple[Item, os.stat_result]]:
+    """The videos that are there; the others are added to `refused`."""
+    there, denied = 0, None
+    for item in items:
+        try:
+            file = found(item.path)
+        except PermissionError as error:
+            denied = error
+            refused.append(Refused(item.name, *LOCKED))
+            continue
+        if file is None:
+            refused.append(Refused(item.name, *NOTHING))
+            continue
+        there += 1
+        yield item, file
+    if denied and not there:
+        raise denied
 
 
 def facts_of(settings: IngestSettings) -> dict[str, Any]:

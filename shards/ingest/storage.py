@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from shards.ingest.settings import Rejected
 from shards.patience import patiently
 
 PASSING = frozenset(
@@ -22,8 +25,12 @@ ONE_OR_ALL = frozenset((errno.ENOENT, errno.EACCES, errno.EPERM))
 """What one file gives that was deleted or locked, and all files once their share was unmounted or a
 ticket expired."""
 STEP = 1 << 24
-WITNESSES = 32
-"""So many other files are asked at most."""
+RIGHTS = "check the path and its rights"
+LOCKED = "cannot be looked at", "check the rights of the folders on the way"
+"""Reason and action."""
+WITNESSES, FEW, DEPTH = 200, 12, 3
+"""So many entries of a folder are looked at, what lies below it included; so many of each of its
+subfolders, down to so many levels: one that is locked leaves room for the next."""
 PATIENCE = 300.0
 """Seconds in which a fault may pass."""
 
@@ -32,72 +39,80 @@ class StorageFault(OSError):
     """A file cannot be read, for a reason that may pass."""
 
 
-def check(error: Exception, known: Path | None = None) -> None:
-    """Raises StorageFault where an error of opening or reading a file is one.
+class Unreadable(Rejected):
+    """What was there when the run began cannot be opened: a fault of the storage unless `alone`."""
 
-    `known` was there when the run began: that it is gone, or may not be read, is a fault unless
-    something else beside it can be read.
-    """
-    number, said = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
-    if number in ONE_OR_ALL and known is not None and not _alone(known):
-        raise StorageFault(number, f"{said}, nor can anything beside it be read") from error
+
+def check(error: Exception) -> None:
+    """Raises StorageFault where an error of opening or reading a file is one."""
+    number = getattr(error, "errno", None)
     if number in PASSING:
-        raise StorageFault(number, said) from error
+        raise StorageFault(number, getattr(error, "strerror", None) or str(error)) from error
 
 
-def _alone(path: Path) -> bool:
-    """Whether it is this file's own fault: its folder is there, and what else lies in it can be
-    read."""
-    path = Path(os.path.realpath(path))  # where a link leads
-    try:
-        names = os.listdir(path.parent)
-    except OSError:
-        return False
-    others = [path.parent / name for name in names if name != path.name]
-    return any(map(begins, islice(others, WITNESSES))) if others else bool(names)
+def alone(video: Path, root: Path) -> bool:
+    """Whether it is a video's own fault that it cannot be opened: another file can, in its folder
+    or in one above, up to `root`, that of the run.
+
+    Where a link leads out of `root` that folder alone is asked. What nothing lies beside was locked
+    if it is still there.
+    """
+    here, top = Path(os.path.realpath(video)), Path(os.path.realpath(root))
+    folders = [here, *here.parents]  # it may be a folder of pictures
+    folders = folders[: folders.index(top) + 1 if top in folders else 2]
+    files = (f for folder in folders for f in islice(_below(folder), WITNESSES))
+    opened = map(_opens, (file for file in files if file and file != str(here)))
+    first = next(opened, None)
+    return os.path.lexists(here) if first is None else first or any(opened)
+
+
+def _below(folder: Path | str, depth: int = DEPTH) -> Iterator[str | None]:
+    """The files of a folder, one by one, and the first ones of each subfolder; None for an entry
+    that is no file. Ends where it cannot be listed."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry.path if os.path.isfile(entry.path) else None
+            if depth and entry.is_dir(follow_symlinks=False):
+                yield from islice(_below(entry.path, depth - 1), FEW)
 
 
 def check_bytes(path: Path) -> None:
-    """Raises StorageFault unless all of a file can be read: what a decoder calls an input error may
-    be damage."""
+    """Raises StorageFault or Unreadable unless all of a file can be read: what a decoder calls an
+    input error may be damage."""
     try:
         with path.open("rb", buffering=0) as file:
             while file.read(STEP):
                 pass
     except OSError as error:
-        check(error, path)
+        check(error)
+        raise Unreadable(f"cannot be read ({error.strerror})", RIGHTS) from error
 
 
 def begins(path: Path) -> bool:
-    """Whether the first bytes of a file can be read now, from where it lies; of a folder, those of
-    a file in it."""
-    try:
-        if path.is_dir():
-            return any(map(_file_begins, islice(path.iterdir(), WITNESSES)))
-    except OSError:
-        return False
-    return _file_begins(path)
+    """Whether the first bytes of a file can be read now; of a folder, those of a file in it."""
+    return _opens(path) or any(map(_opens, filter(None, islice(_below(path), WITNESSES))))
 
 
-def _file_begins(path: Path) -> bool:
+def _opens(path: Path | str) -> bool:
+    """Whether a file can be read now, from where it lies; an empty one can."""
     try:
-        if not path.is_file():  # a pipe would block
+        if not os.path.isfile(path):  # a pipe would block
             return False
-        with path.open("rb", buffering=0) as file:
+        with open(path, "rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), 0, STEP, os.POSIX_FADV_DONTNEED)  # not from memory
-            return bool(file.read(1))
+            file.read(1)
+            return True
     except OSError:
         return False
 
 
 def found(path: Path) -> os.stat_result | None:
     """What lies at a path when a run begins; None where nothing does. Waits for faults that may
-    pass; OSError where they do not, or where it may not be looked at."""
+    pass; OSError where they do not, PermissionError where it may not be looked at."""
     try:
         return patiently(lambda: _stat(path), str(path), limit=PATIENCE)
     except PermissionError:
-        said = "cannot be looked at; check the rights of the folders on the way"
-        raise PermissionError(errno.EACCES, said, str(path)) from None
+        raise PermissionError(errno.EACCES, "; ".join(LOCKED), str(path)) from None
 
 
 def _stat(path: Path) -> os.stat_result | None:

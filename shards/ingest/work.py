@@ -22,6 +22,7 @@ from shards.ingest.encode import ClipWriter
 from shards.ingest.isolate import FRAMES, RESULT
 from shards.ingest.numbering import FrameFolder
 from shards.ingest.settings import IngestSettings, Rejected
+from shards.ingest.storage import Unreadable
 from shards.ingest.survey import Source, Survey, frames_at, survey
 from shards.ingest.write import room_for
 
@@ -30,7 +31,8 @@ BYTES_A_SECOND = 1 << 20
 
 
 def perform(job: dict[str, Any]) -> None:
-    """Does the job; the result lies in `out`/result.json: {"clips", "skipped"} or {"rejected"}.
+    """Does the job; the result lies in `out`/result.json: {"clips", "skipped"} or {"rejected",
+    "unreadable"}.
 
     Raises DiskFull; every other trouble with the video is a result.
     """
@@ -38,11 +40,12 @@ def perform(job: dict[str, Any]) -> None:
     try:
         result = _clips(job, out, settings)
     except Rejected as no:
-        result = {"rejected": [no.reason, no.action]}
+        unreadable = isinstance(no, Unreadable)
+        result = {"rejected": [no.reason, no.action], "unreadable": unreadable}
     except (MemoryError, cv2.error) as error:
         if isinstance(error, cv2.error) and "Insufficient memory" not in str(error):
             raise
-        result = {"rejected": list(_too_large(settings))}
+        result = {"rejected": list(_too_large(settings)), "unreadable": False}
     with room_for(out, 1 << 20):
         (out / RESULT).write_text(json.dumps(result))
 
