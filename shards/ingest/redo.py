@@ -89,6 +89,7 @@ def redo(
     mend(out)
     manifest, named = Manifest.open(out), read_named(ledgers, asked="--redo")
     listed = listing(Path(videos), annotations, collected, holdout or {})
+    listed, _, _ = request_of(listed, settings, samples=0, size=0)  # those that are there
     known = Videos(listed.items)
     plan = list(torn(out, manifest, named, known))
     _check(out, manifest, plan, named)

@@ -147,9 +147,12 @@ def test_only_the_named_sample_is_made_anew(videos, whole, out, tmp_path):
     assert now[4] == before[4] and now[5].crc32 != before[5].crc32
 
 
-def test_a_video_that_fails_again_is_left_out_and_says_why(videos, whole, out, tmp_path):
+@pytest.mark.parametrize("link", [False, True], ids=["deleted", "dangling"])
+def test_a_video_that_fails_again_is_left_out_and_says_why(videos, whole, out, tmp_path, link):
     (videos / "v0.mp4").write_text("rotten")
     (videos / "v3.mp4").unlink()
+    if link:
+        (videos / "v3.mp4").symlink_to(tmp_path / "nowhere" / "v3.mp4")
     named = ledger(tmp_path, out, (0, "v0_mp4-0000"), (0, "v0_mp4-0001"), (5, "v3_mp4-0001"))
     made = again(videos, out, named)
     assert [row.path for row in made.rejected] == ["v0.mp4", "v0.mp4", "v3.mp4"]
