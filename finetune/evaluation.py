@@ -23,6 +23,7 @@ from finetune.outputs import Outputs
 from finetune.pictures import confusion_matrix_picture
 from finetune.predictions import Row, write_rows
 from finetune.predictor import Predictor
+from finetune.predictor_config import weights_of
 from finetune.reading import Reading, ReadingConfig, ledger_of, measured, open_once, prepared
 from finetune.task import ClassifyTask
 from launch.cluster import ClusterConfig, WorkerContext
@@ -120,7 +121,7 @@ def answered(result: dict[str, Any]) -> str:
 @contextmanager
 def located(config: Reading) -> Iterator[tuple[Reading, dict[str, Any], dict[str, str]]]:
     """With absolute paths and the model as a local folder, as long as this lasts; place and sha256
-    of the manifests; and `Collection.told` of the shards.
+    of the manifests, and the file of the weights; and `Collection.told` of the shards.
 
     Raises ValueError where model or shards are not named, or not one whole shard has clips of the
     split, and like `fetch`.
@@ -129,7 +130,8 @@ def located(config: Reading) -> Iterator[tuple[Reading, dict[str, Any], dict[str
     collection = open_collection(config.data(config.split))
     output = config.cluster.output
     with fetched(config.model, uri=store_uri(config.tracking.uri, output), beside=output) as model:
-        yield replace(config, model=str(model)), collection.inputs, collection.told
+        inputs = {**collection.inputs, "model": weights_of(model)}
+        yield replace(config, model=str(model)), inputs, collection.told
 
 
 def in_words(result: dict[str, Any]) -> list[str]:

@@ -5,10 +5,13 @@ Owns where its files are and the copy of them. Refuses to know what they hold.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,11 +56,38 @@ def fetch(reference: str, *, uri: str, into: str | Path) -> Path:
 
 @contextmanager
 def fetched(reference: str, *, uri: str, beside: str | Path) -> Iterator[Path]:
-    """As `fetch`, for as long as this lasts: what was downloaded, into the folder `beside`, is
-    removed then."""
-    Path(beside).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".fetched-") as folder:
-        yield fetch(reference, uri=uri, into=Path(folder, "model")).absolute()
+    """As `fetch`, into `beside`, where it stays while this lasts. What was fetched there before is
+    removed, unless somebody is reading it: one model stays."""
+    into = Path(beside, ".fetched")
+    while True:
+        model = fetch(reference, uri=uri, into=into).absolute()
+        if into.absolute() not in model.parents:  # a path, which stays what it is
+            yield model
+            return
+        top = into.absolute() / model.relative_to(into.absolute()).parts[0]
+        lock = os.open(top, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # some disks keep no locks: then nobody removes anything
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            if not model.exists():  # another job removed it before it was locked
+                continue
+            for other in into.iterdir():
+                if other.name != top.name:
+                    _remove_unless_read(other)
+            yield model
+            return
+        finally:
+            os.close(lock)
+
+
+def _remove_unless_read(folder: Path) -> None:
+    with suppress(OSError):  # somebody else was faster, or the disk keeps no locks
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+        finally:
+            os.close(lock)
 
 
 def _kept(folder: Path, into: Path) -> Path:

@@ -136,6 +136,10 @@ class Order:
         columns = np.broadcast_arrays(step, streams[:, None], index, shards, samples, seeds)
         return [Slot(*row) for row in zip(*(c.ravel().tolist() for c in columns), strict=True)]
 
+    def folder(self, slot: Slot) -> int:
+        """Which folder of a mixture a place is for; 0 without one."""
+        return int(self._table[slot.stream, slot.place])
+
     def shards_at_once(self, world: int) -> int:
         """Shards that a rank is inside at the same time, at most: one of every line for each of
         its streams that has places for it."""

@@ -16,10 +16,9 @@ from shards.order import Order, Slot
 class Places:
     """The places of one rank, a micro-batch at a time, in the order of steps.
 
-    A step goes through the streams again and again and takes one sample of each, from the next one
-    at the next place: what stands side by side in a micro-batch is then of different shards, as far
-    as there are streams, and of all the folders of a mixture, which take turns along the places.
-    Mixing pairs neighbours, and those of one shard are often of one class.
+    The folders of a mixture are spread evenly over a step, and each goes by place, not by stream:
+    what stands side by side in a micro-batch is then of different shards, as far as there are
+    streams. Mixing pairs neighbours, and those of one shard are often of one class.
     """
 
     order: Order
@@ -40,9 +39,15 @@ class Places:
         last = self.order.steps_per_epoch
         for step in itertools.count(first) if self.endless else range(first, last):
             slots = self.order.slots(step, rank=self.rank, world=self.world)
-            slots.sort(key=self._turn)
+            slots = self._dealt(slots)
             for i in range(0, len(slots), self.micro_batch):
                 yield slots[i : i + self.micro_batch]
 
-    def _turn(self, slot: Slot) -> tuple[int, int]:
-        return (slot.stream // self.world + slot.place) % self.order.per_stream, slot.stream
+    def _dealt(self, slots: list[Slot]) -> list[Slot]:
+        """The places of a step in the order of its micro-batches."""
+        folders: dict[int, list[Slot]] = {}
+        for slot in sorted(slots, key=lambda slot: (slot.place, slot.stream)):
+            folders.setdefault(self.order.folder(slot), []).append(slot)
+        at = [((i + 0.5) / len(own), f) for f, own in folders.items() for i in range(len(own))]
+        rest = {folder: iter(own) for folder, own in folders.items()}
+        return [next(rest[folder]) for _, folder in sorted(at)]

@@ -51,15 +51,14 @@ def bytes_of(config: StudyConfig, made: Protocol, folds: Sequence[Fold]) -> int:
     checkpoint = checkpoint_bytes(network)
     picks = [bool(fold.validation) or config.select_on_test for fold in folds]
     weights = checkpoint // 4 * sum(1 + best for best in picks)
-    running = min(len(folds), config.at_once or 1)
-    return weights + running * _most_checkpoints(theirs.run) * checkpoint
+    most = sorted((_most_checkpoints(theirs.run, len(fold.train)) for fold in folds), reverse=True)
+    return weights + sum(most[: config.at_once or 1]) * checkpoint
 
 
-def _most_checkpoints(run: RunConfig) -> int:
-    """How many of one fold lie there at once: one is written before the oldest goes. Of a length in
-    epochs, which folds have differently many steps of, one."""
-    made = 1 if run.steps is None else math.ceil(run.steps / run.save_every)
-    return min(run.keep_checkpoints + 1, made)
+def _most_checkpoints(run: RunConfig, clips: int) -> int:
+    """How many of a fold lie there at once: one is written before the oldest goes."""
+    steps = run.total_steps(math.ceil(clips / run.global_batch))
+    return min(run.keep_checkpoints + 1, math.ceil(steps / run.save_every))
 
 
 def _size(folder: Path) -> int:

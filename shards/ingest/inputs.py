@@ -79,7 +79,8 @@ class Item:
     @property
     def root(self) -> Path:
         """The videos folder."""
-        return self.path.parents[len(PurePosixPath(self.relative).parts) - 1]
+        deep = len(PurePosixPath(self.relative).parts)
+        return self.path.parents[deep - 1] if deep else self.path
 
     @property
     def name(self) -> str:

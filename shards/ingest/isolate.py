@@ -185,7 +185,10 @@ def result_of(job: dict[str, Any]) -> dict[str, Any]:
     if "rejected" not in result:
         return result
     reason, action = result["rejected"]
-    if result["unreadable"] and not alone(Path(job["source"]), Path(job["root"])):
+    source = Path(job["source"])
+    if result["unreadable"] and source.is_file() and begins(source):
+        raise StorageFault(errno.EIO, f"{reason}, though it begins to be readable")  # it is back
+    if result["unreadable"] and not alone(source, Path(job["root"])):
         raise StorageFault(errno.EIO, f"{reason}, nor can anything beside it")
     raise Rejected(reason, action)
 

@@ -1,6 +1,7 @@
 """The evaluation of a toy: figures and files, clips that cannot be read or have no label."""
 
 import csv
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -124,10 +125,13 @@ def test_probabilities_are_the_predictor_s_own(result, place, uri, tmp_path):
 
 def test_it_is_recorded_and_leaves_nothing_half_written(result, place, uri):
     assert logged(result, "test/uar") == {0: result["uar"]}
+    [weights] = (place / "measured/.fetched").rglob("model.safetensors")
+    tags = connect(uri).get_run(result["run_id"]).data.tags
+    assert tags["input.model.sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     paths = [a.path for a in connect(uri).list_artifacts(result["run_id"])]
     assert {"predictions.csv", "pictures", "config.json"} <= set(paths)
     left = {p.name for p in (place / "measured").iterdir()}
-    assert left == {"metrics.json", "predictions.csv", "summary.json"}
+    assert left == {".fetched", "metrics.json", "predictions.csv", "summary.json"}
 
 
 def test_a_local_folder_gives_the_same_figures_as_the_registry(result, place, uri, monkeypatch):
@@ -224,7 +228,7 @@ def test_too_many_damaged_clips_give_no_figures(model, damaged, tmp_path, uri, m
         monkeypatch.setattr(ClipStream, "_tolerated", lambda _: 9)
     with pytest.raises(TooManyFailures, match=r"1 of 5 samples .*ledger\.jsonl"):
         evaluation.run(measuring(model, damaged, tmp_path / "out", uri))
-    assert set(tree(tmp_path / "out")) == {"ledger.jsonl"}
+    assert {p for p in tree(tmp_path / "out") if ".fetched" not in p} == {"ledger.jsonl"}
 
 
 def test_labels_in_another_order_are_refused(model, tmp_path, uri):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch import registry
-from launch.fetching import fetch
+from launch.fetching import fetch, fetched
 from launch.record import create_run
 from launch.store import StoreError, connect
 from launch.tracking import PublishConfig, RunHandle, TrackingConfig
@@ -86,6 +86,22 @@ def test_what_a_run_published_before_is_found_and_its_alias_stays_where_it_was_p
     other_views = encoder("second")
     (other_views / "config.json").write_text(json.dumps({"dim": 3, "views": 5}))
     assert publish(run, other_views, name="once").version == 4, "of another configuration"
+
+
+def test_of_what_is_fetched_for_a_while_one_stays_and_what_is_read(run, encoder, tmp_path):
+    for content in ("first", "second"):
+        publish(run, encoder(content), name="read")
+    how = {"uri": run.uri, "beside": tmp_path / "out"}
+    with fetched("models:/read/1", **how) as first:
+        with fetched("models:/read/2", **how) as second, fetched("models:/read/1", **how) as again:
+            assert again == first, "the same content lies in the same place"
+            assert (second / "model.safetensors").read_text() == "second"
+        assert (first / "model.safetensors").read_text() == "first", "somebody reads it"
+    with fetched("models:/read/2", **how) as second:
+        assert list((tmp_path / "out/.fetched").iterdir()) == [second]
+    with fetched(str(encoder("own")), **how) as own:
+        assert own == encoder("own")
+    assert (own / "model.safetensors").read_text() == "own"
 
 
 def test_a_version_whose_alias_could_not_be_set_is_published_again(run, encoder, monkeypatch):

@@ -88,17 +88,28 @@ def test_clips_side_by_side_are_of_different_streams(world, micro):
         assert all(a.stream != b.stream for a, b in pairs) == (world < 16)
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize(("weights", "global_batch"), [((1, 1), 32), ((2, 1), 48), ((3, 1), 64)])
-def test_every_micro_batch_holds_all_folders_of_a_mixture(weights, global_batch, world):
-    mixture = Mixture((2, 2), weights, ("a", "b"))
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+@pytest.mark.parametrize("weights", [(1, 1), (2, 1), (3, 1), (3, 2), (1, 2)])
+@pytest.mark.parametrize("per_stream", [1, 2, 3, 4, 5, 8])
+def test_micro_batches_hold_the_folders_of_a_mixture_in_their_shares(per_stream, weights, world):
     order = Order(
-        (40,) * 4, streams=16, global_batch=global_batch, seed=0, shuffle=True, mixture=mixture
+        (90,) * 4,
+        streams=16,
+        global_batch=16 * per_stream,
+        seed=0,
+        shuffle=True,
+        mixture=Mixture((2, 2), weights, ("a", "b")),
     )
     for rank in range(world):
-        places = Places(order, 4, rank, world, start_step=3, endless=True)
-        for batch in itertools.islice(places, places.a_step):
-            assert {slot.shard < 2 for slot in batch} == {True, False}
+        for micro in (n for n in (2, 4, 8) if 16 // world * per_stream % n == 0):
+            places = Places(order, micro, rank, world, start_step=3, endless=True)
+            step = list(itertools.islice(places, places.a_step))
+            own = sorted(itertools.chain(*step))
+            assert own == order.slots(3, rank=rank, world=world)
+            share = sum(slot.shard < 2 for slot in own) / len(own)
+            for batch in step:
+                first = sum(slot.shard < 2 for slot in batch)
+                assert abs(first - share * micro) <= 1
 
 
 def test_evaluation_keeps_the_order_on_disk():
