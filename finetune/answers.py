@@ -97,6 +97,7 @@ def _answers(config: PredictConfig, model: Path, out: Path) -> list[Prediction]:
             "takes the middle square of a video for the face",
             file=sys.stderr,
         )
+    out.mkdir(parents=True, exist_ok=True)
     how = {"marks": config.marks, "detector_model": config.detector_model}
     with recorded(config, out) as tracker:
         return ask(model, config.videos, out, tracker, **how)
