@@ -25,6 +25,7 @@ from launch.config import parse_one
 from launch.demo_console import CONSOLE, ROOT, StepFailed, direct, step
 from launch.demo_ray import local_head
 from launch.signals import termination_raises
+from shards.wording import count
 
 WORKERS = 2
 MODEL = "face-expression-demo"
@@ -175,7 +176,8 @@ def shard_row(shards: Path) -> tuple[str, str, str]:
     """How many clips were kept and refused."""
     manifest = json.loads((shards / "manifest.json").read_text())
     refused = max(0, len((shards / "rejected.csv").read_text().splitlines()) - 1)
-    clips = f"{manifest['samples']} clips in {len(manifest['shards'])} shards, {refused} refused"
+    tars = count(len(manifest["shards"]), "shard")
+    clips = f"{manifest['samples']} clips in {tars}, {refused} refused"
     return "shards", clips, str(shards)
 
 
